@@ -1,0 +1,150 @@
+#pragma once
+
+/// invconv: exact inverses of causal convolutions, and what backpropagates through them.
+///
+/// A causal convolution M pads an image with zeros on two sides only, so that M is a (block) triangular matrix:
+///
+///     y[b,o,p] = sum_{c,t} W[o,c,t] x[b,c,p-t],      x = M^-1 y by substitution, pixel after pixel.
+///
+/// The pixels of one anti-diagonal do not depend on each other, so an m x m image takes 2m - 1 steps (Nagar and Varma,
+/// "Parallel Backpropagation for Inverse of a Convolution with Application to Normalizing Flows", arXiv 2410.14634).
+///
+/// Storage types T: float, double, float16, bfloat16. The arithmetic is float for the half types, including every
+/// intermediate pixel of the recurrence, and T itself for float and double. With n = kh*kw*C/groups terms per output
+/// and eps the unit roundoff of the arithmetic, `solve` and `conv` are componentwise backward stable:
+///
+///     |M x - y| <= c eps (|M| |x| + |y|),   c = 2 (n + 2),
+///
+/// plus one rounding to T where T is a half type (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.,
+/// theorem 8.5). Every output is one fixed chain of operations: the result has the same bits for any number of threads,
+/// any batch that the image sits in and any strides. Across instruction sets it agrees within the bound.
+///
+/// Every function is safe to call from several threads at once. Inputs are never written.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <type_traits>
+#include <variant>
+#include <vector>
+
+#include "invconv/half.hpp"
+#include "invconv/version.hpp"
+
+namespace invconv {
+
+/// What every function throws for a bad argument, before anything is computed or written.
+class Error : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
+using Shape = std::array<std::int64_t, 4>;
+
+/// A strided view of a 4-dimensional array. Strides are in elements and may be negative, or zero in inputs.
+template <class T>
+struct View {
+  T* data = nullptr;
+  Shape shape{};
+  Shape stride{};
+
+  /// A view of a dense array in row-major order.
+  static View contiguous(T* data, const Shape& shape) {
+    return {data, shape, {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}};
+  }
+
+  operator View<const T>() const
+    requires(!std::is_const_v<T>)
+  {
+    return {data, shape, stride};
+  }
+};
+
+/// An input's type: it does not take part in deducing T, so that a View<float> is accepted for a View<const float>.
+template <class T>
+using In = View<const std::type_identity_t<T>>;
+
+/// The two sides of the image that are padded with zeros (kh-1 rows, kw-1 columns): t(op) or b(ottom), l(eft) or
+/// r(ight). The tap that multiplies the pixel itself, the anchor, is the weight's corner on the opposite side: tl:
+/// W[:,:,-1,-1], tr: W[:,:,-1,0], bl: W[:,:,0,-1], br: W[:,:,0,0].
+enum class Corner : std::uint8_t { tl, tr, bl, br };
+
+struct Options {
+  /// One corner for all groups, or one for each.
+  std::vector<Corner> corners = {Corner::tl};
+  /// The anchor is lower triangular in the channels of its group: what is above its diagonal is never read. If true the
+  /// diagonal counts as 1 and is not read either.
+  bool unit_diagonal = true;
+  /// Channels are split into this many groups that do not mix. At least 1, and divides C.
+  std::int64_t groups = 1;
+  /// Use M^T in place of M.
+  bool transpose = false;
+};
+
+/// Run on the CPU with at most this many threads; 0 means num_threads().
+struct Cpu {
+  int threads = 0;
+};
+
+/// Run on a CUDA device, ordered on `stream` (a cudaStream_t). This version has no kernels: it throws Error.
+struct Cuda {
+  int device = 0;
+  void* stream = nullptr;
+};
+
+using Execution = std::variant<Cpu, Cuda>;
+
+/// Scratch memory that a call may use, aligned to 64 bytes. Empty: the CPU backend brings its own.
+struct Workspace {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+enum class Operation : std::uint8_t { solve, conv, weight_grad };
+
+/// Bytes of scratch that `operation` needs for images of this shape and a weight of this shape (C, C/groups, kh, kw).
+/// It does not depend on strides or corners.
+template <class T>
+std::size_t workspace_size(Operation operation, const Shape& image, const Shape& weight, const Options& options,
+                           const Execution& execution);
+
+/// x = M^-1 y, or M^-T y. y and x: (B, C, H, W); weight: (C, C/groups, kh, kw). x may be y itself, in place; any other
+/// overlap of x with y gives wrong results. Cost: 2 B H W C (C/groups) kh kw operations.
+template <class T>
+void solve(In<T> y, In<T> weight, View<T> x, const Options& options, Workspace workspace, const Execution& execution);
+
+/// y = M x, or M^T x: the convolution that solve() inverts. Shapes, cost and overlap as in solve().
+template <class T>
+void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace workspace, const Execution& execution);
+
+/// The derivative of <g, M x> with respect to the weight:
+///
+///     dw[o,c,u,v] = sum_{b,p} g[b,o,p] x[b,c,p-t(u,v)]     for the entries that are read, and exactly 0 for the
+///     others.
+///
+/// x and g: (B, C, H, W); dw: (C, C/groups, kh, kw). The gradients of x = solve(y, W) for an incoming g = dL/dx are
+/// dL/dy = solve(g, transpose) and dL/dW = -weight_grad(x, dL/dy). Each block of at most 1024 pixels is summed in the
+/// arithmetic of T, the blocks in double and in a fixed order. `options.transpose` must be false.
+template <class T>
+void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace, const Execution& execution);
+
+/// log|det M| on images of height x width pixels: height * width * sum log|diag(anchor)|; 0 for a unit diagonal.
+template <class T>
+double logabsdet(View<const T> weight, std::int64_t height, std::int64_t width, const Options& options);
+
+/// The infinity norm of M^-1 on images of height x width pixels: how much a solve can magnify its input, and its
+/// rounding errors. Computed in double from C impulse responses, on the CPU; infinity where they overflow.
+template <class T>
+double growth(View<const T> weight, std::int64_t height, std::int64_t width, const Options& options,
+              const Cpu& execution = {});
+
+/// The number of threads that Cpu{0} means: what set_num_threads() said, else the environment's INVCONV_NUM_THREADS,
+/// else OMP_NUM_THREADS, else the processors that this process may run on.
+int num_threads();
+void set_num_threads(int threads);
+
+/// The instruction set that the CPU kernels use here: "avx512", "avx2" or "baseline".
+const char* instruction_set();
+
+}  // namespace invconv

@@ -1,0 +1,227 @@
+// The public functions: each one checks, turns the request into a top-left problem, and hands it to a backend.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "check.hpp"
+#include "cpu/dispatch.hpp"
+#include "geometry.hpp"
+
+namespace invconv {
+
+namespace {
+
+using namespace detail;
+
+Corner corner_of(const Options& options, std::int64_t group) {
+  return options.corners.size() == 1 ? options.corners[0] : options.corners[static_cast<std::size_t>(group)];
+}
+
+struct Free {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+};
+
+/// The caller's scratch, or the calling thread's own, which is kept for its next call if it is small.
+class Scratch {
+ public:
+  Scratch(const char* function, const Workspace& given, std::size_t needed) {
+    if (given.data != nullptr) {
+      check_workspace(function, given, needed);
+      data_ = given.data;
+    } else if (needed > kept_bytes) {
+      once_.reset(::operator new(needed, std::align_val_t{64}));
+      data_ = once_.get();
+    } else {
+      thread_local std::unique_ptr<void, Free> kept;
+      thread_local std::size_t size = 0;
+      if (size < needed) {
+        kept.reset();
+        size = 0;
+        kept.reset(::operator new(needed, std::align_val_t{64}));
+        size = needed;
+      }
+      data_ = kept.get();
+    }
+  }
+
+  void* data() const { return data_; }
+
+ private:
+  static constexpr std::size_t kept_bytes = 8 << 20;
+  std::unique_ptr<void, Free> once_;
+  void* data_ = nullptr;
+};
+
+template <class T>
+std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Execution& execution) {
+  if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
+    return cuda::workspace_size<T>(operation, sizes, *on_cuda);
+  }
+  return cpu::workspace_size<T>(operation, sizes, std::get<Cpu>(execution));
+}
+
+template <class Problem>
+void run(const Problem& problem, void* workspace, const Execution& execution) {
+  if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
+    cuda::run(problem, workspace, *on_cuda);
+  } else {
+    cpu::run(problem, workspace, std::get<Cpu>(execution));
+  }
+}
+
+template <class T>
+void filter(const char* function, Operation operation, const char* in_name, View<const T> in, View<const T> weight,
+            const char* out_name, View<T> out, const Options& options, const Workspace& workspace,
+            const Execution& execution) {
+  const Sizes sizes = check_images(function, in_name, in.shape, weight.shape, options);
+  check_same_shape(function, out_name, out.shape, in_name, in.shape);
+  check_output(function, out_name, out.shape, out.stride);
+  const Scratch scratch(function, workspace, needed_workspace<T>(operation, sizes, execution));
+  Filter<T> problem{operation, sizes, options.unit_diagonal, {}};
+  problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
+  for (std::int64_t group = 0; group < sizes.groups; ++group) {
+    const Corner corner = corner_of(options, group);
+    problem.groups.push_back({group_images(in, group, sizes.channels, corner, options.transpose),
+                              group_images(out, group, sizes.channels, corner, options.transpose),
+                              group_taps(weight, group, sizes.channels, corner, options.transpose)});
+  }
+  run(problem, scratch.data(), execution);
+}
+
+double to_double(float value) { return value; }
+double to_double(double value) { return value; }
+double to_double(float16 value) { return to_float(value); }
+double to_double(bfloat16 value) { return to_float(value); }
+
+}  // namespace
+
+template <class T>
+std::size_t workspace_size(Operation operation, const Shape& image, const Shape& weight, const Options& options,
+                           const Execution& execution) {
+  return needed_workspace<T>(operation, check_images("workspace_size", "image", image, weight, options), execution);
+}
+
+template <class T>
+void solve(In<T> y, In<T> weight, View<T> x, const Options& options, Workspace workspace, const Execution& execution) {
+  filter<T>("solve", Operation::solve, "y", y, weight, "x", x, options, workspace, execution);
+}
+
+template <class T>
+void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace workspace, const Execution& execution) {
+  filter<T>("conv", Operation::conv, "x", x, weight, "y", y, options, workspace, execution);
+}
+
+template <class T>
+void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace,
+                 const Execution& execution) {
+  const char* const function = "weight_grad";
+  const Sizes sizes = check_images(function, "x", x.shape, dw.shape, options);
+  check_same_shape(function, "g", g.shape, "x", x.shape);
+  check_output(function, "dw", dw.shape, dw.stride);
+  if (options.transpose) {
+    throw Error("[weight_grad] expected options without transpose; swap x and g instead");
+  }
+  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution));
+  Correlation<T> problem{sizes, options.unit_diagonal, {}};
+  problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
+  for (std::int64_t group = 0; group < sizes.groups; ++group) {
+    const Corner corner = corner_of(options, group);
+    problem.groups.push_back({group_images(x, group, sizes.channels, corner, false),
+                              group_images(g, group, sizes.channels, corner, false),
+                              group_taps(dw, group, sizes.channels, corner, false)});
+  }
+  run(problem, scratch.data(), execution);
+}
+
+template <class T>
+double logabsdet(View<const T> weight, std::int64_t height, std::int64_t width, const Options& options) {
+  check_size("logabsdet", height, width);
+  const Sizes sizes = check_weight("logabsdet", weight.shape, options);
+  if (options.unit_diagonal || height == 0 || width == 0) {
+    return 0;
+  }
+  double sum = 0;
+  for (std::int64_t group = 0; group < sizes.groups; ++group) {
+    const auto taps = group_taps(weight, group, sizes.channels, corner_of(options, group), false);
+    for (std::int64_t c = 0; c < sizes.channels; ++c) {
+      sum += std::log(std::abs(to_double(taps.data[c * (taps.out + taps.in)])));
+    }
+  }
+  return static_cast<double>(height) * static_cast<double>(width) * sum;
+}
+
+template <class T>
+double growth(View<const T> weight, std::int64_t height, std::int64_t width, const Options& options,
+              const Cpu& execution) {
+  check_size("growth", height, width);
+  const Sizes sizes = check_weight("growth", weight.shape, options);
+  const std::int64_t channels = weight.shape[0], pixels = height * width;
+  if (channels == 0 || pixels == 0) {
+    return 0;
+  }
+  std::vector<double> taps(static_cast<std::size_t>(channels * weight.shape[1] * weight.shape[2] * weight.shape[3]));
+  const auto dense = View<double>::contiguous(taps.data(), weight.shape);
+  for (std::int64_t o = 0, at = 0; o < channels; ++o) {
+    for (std::int64_t c = 0; c < weight.shape[1]; ++c) {
+      for (std::int64_t u = 0; u < weight.shape[2]; ++u) {
+        for (std::int64_t v = 0; v < weight.shape[3]; ++v, ++at) {
+          taps[static_cast<std::size_t>(at)] = to_double(
+              weight.data[o * weight.stride[0] + c * weight.stride[1] + u * weight.stride[2] + v * weight.stride[3]]);
+        }
+      }
+    }
+  }
+
+  // Groups do not mix, so one image carries an impulse for each of them, and M^-1 commutes with shifts away from the
+  // padded sides: an impulse in the corner pixel shows every entry that a row of M^-1 can hold, and the row of the
+  // farthest pixel holds them all. A few channels at a time, so that an image of any size fits in memory.
+  constexpr std::int64_t most_elements = 1 << 25;
+  const std::int64_t images = std::min(sizes.channels, std::max<std::int64_t>(1, most_elements / (channels * pixels)));
+  std::vector<double> response(static_cast<std::size_t>(images * channels * pixels));
+  std::vector<double> row_sum(static_cast<std::size_t>(channels));
+  for (std::int64_t first = 0; first < sizes.channels; first += images) {
+    const std::int64_t batch = std::min(images, sizes.channels - first);
+    const auto view = View<double>::contiguous(response.data(), {batch, channels, height, width});
+    std::fill(response.begin(), response.end(), 0.0);
+    for (std::int64_t b = 0; b < batch; ++b) {
+      for (std::int64_t group = 0; group < sizes.groups; ++group) {
+        const auto corner = group_images(view, group, sizes.channels, corner_of(options, group), options.transpose);
+        corner.data[b * corner.batch + (first + b) * corner.channel] = 1;
+      }
+    }
+    solve<double>(view, dense, view, options, {}, execution);
+    for (std::int64_t b = 0, at = 0; b < batch; ++b) {
+      for (std::int64_t c = 0; c < channels; ++c) {
+        for (std::int64_t p = 0; p < pixels; ++p, ++at) {
+          row_sum[static_cast<std::size_t>(c)] += std::abs(response[static_cast<std::size_t>(at)]);
+        }
+      }
+    }
+  }
+  double norm = 0;
+  for (const double sum : row_sum) {
+    // After an overflow the recurrence may go on with infinity - infinity.
+    norm = std::isnan(sum) ? std::numeric_limits<double>::infinity() : std::max(norm, sum);
+  }
+  return norm;
+}
+
+const char* instruction_set() { return cpu::kernels<float>().name; }
+
+#define INVCONV_INSTANTIATE(T)                                                                                     \
+  template std::size_t workspace_size<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&); \
+  template void solve<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                      \
+  template void conv<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                       \
+  template void weight_grad<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                \
+  template double logabsdet<T>(View<const T>, std::int64_t, std::int64_t, const Options&);                         \
+  template double growth<T>(View<const T>, std::int64_t, std::int64_t, const Options&, const Cpu&);
+INVCONV_INSTANTIATE(float)
+INVCONV_INSTANTIATE(double)
+INVCONV_INSTANTIATE(float16)
+INVCONV_INSTANTIATE(bfloat16)
+
+}  // namespace invconv

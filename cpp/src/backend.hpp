@@ -1,0 +1,80 @@
+#pragma once
+
+// What a backend is handed: the checked problem, with corner and transpose already turned into strides. A backend knows
+// the top-left case alone.
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "invconv/invconv.hpp"
+
+namespace invconv::detail {
+
+/// The images of one group. Strides in elements. Row 0 and column 0 lie at the padded sides, channel 0 first in the
+/// triangle's order.
+template <class T>
+struct Images {
+  T* data;
+  std::int64_t batch, channel, row, column;
+};
+
+/// The taps of one group by age: row i, column j is the tap that multiplies x[p - (i, j)], so (0, 0) is the anchor.
+template <class T>
+struct Taps {
+  T* data;
+  std::int64_t out, in, row, column;
+};
+
+struct Sizes {
+  std::int64_t batch, groups;
+  std::int64_t channels;  // of one group
+  std::int64_t height, width;
+  std::int64_t kernel_height, kernel_width;
+};
+
+/// solve and conv.
+template <class T>
+struct Filter {
+  struct Group {
+    Images<const T> in;
+    Images<T> out;
+    Taps<const T> weight;
+  };
+  Operation operation;
+  Sizes sizes;
+  bool unit_diagonal;
+  std::vector<Group> groups;
+};
+
+/// weight_grad.
+template <class T>
+struct Correlation {
+  struct Group {
+    Images<const T> x, g;
+    Taps<T> dw;
+  };
+  Sizes sizes;
+  bool unit_diagonal;
+  std::vector<Group> groups;
+};
+
+/// Every backend has these three, in a namespace of its own; the workspace is at least as large as they ask.
+#define INVCONV_BACKEND(EXECUTION)                                                                 \
+  template <class T>                                                                               \
+  std::size_t workspace_size(Operation operation, const Sizes& sizes, const EXECUTION& execution); \
+  template <class T>                                                                               \
+  void run(const Filter<T>& problem, void* workspace, const EXECUTION& execution);                 \
+  template <class T>                                                                               \
+  void run(const Correlation<T>& problem, void* workspace, const EXECUTION& execution);
+
+namespace cpu {
+INVCONV_BACKEND(Cpu)
+}
+namespace cuda {
+INVCONV_BACKEND(Cuda)
+}
+
+#undef INVCONV_BACKEND
+
+}  // namespace invconv::detail

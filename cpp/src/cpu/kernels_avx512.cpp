@@ -1,0 +1,8 @@
+// AVX-512 F, VL, DQ and BW.
+
+#define INVCONV_KERNELS kernels_avx512
+#define INVCONV_LEVEL "avx512"
+#define INVCONV_VECTOR_BYTES 64
+#define INVCONV_BLOCK 16
+
+#include "cpu/kernels.inl"

@@ -1,0 +1,8 @@
+// Whatever the compiler's own default is: SSE2 on x86-64, NEON on Arm.
+
+#define INVCONV_KERNELS kernels_baseline
+#define INVCONV_LEVEL "baseline"
+#define INVCONV_VECTOR_BYTES 16
+#define INVCONV_BLOCK 8
+
+#include "cpu/kernels.inl"

@@ -1,0 +1,35 @@
+// Stands in for cuda/ in a build without it.
+
+#include "backend.hpp"
+
+namespace invconv::detail::cuda {
+
+namespace {
+[[noreturn]] void refuse() { throw Error("[cuda] this build of invconv has no CUDA kernels; use the CPU"); }
+}  // namespace
+
+template <class T>
+std::size_t workspace_size(Operation, const Sizes&, const Cuda&) {
+  refuse();
+}
+
+template <class T>
+void run(const Filter<T>&, void*, const Cuda&) {
+  refuse();
+}
+
+template <class T>
+void run(const Correlation<T>&, void*, const Cuda&) {
+  refuse();
+}
+
+#define INVCONV_INSTANTIATE(T)                                                  \
+  template std::size_t workspace_size<T>(Operation, const Sizes&, const Cuda&); \
+  template void run<T>(const Filter<T>&, void*, const Cuda&);                   \
+  template void run<T>(const Correlation<T>&, void*, const Cuda&);
+INVCONV_INSTANTIATE(float)
+INVCONV_INSTANTIATE(double)
+INVCONV_INSTANTIATE(float16)
+INVCONV_INSTANTIATE(bfloat16)
+
+}  // namespace invconv::detail::cuda

@@ -1,0 +1,25 @@
+#pragma once
+
+// A small pool of threads, and why not OpenMP: torch brings an OpenMP runtime of its own, a second one in the process
+// would keep cores busy that the first one wants; and the thread sanitizer cannot see through libgomp.
+
+#include <cstdint>
+
+namespace invconv::detail {
+
+/// A call of parallel_for: body(context, task, worker) with 0 <= worker < threads.
+using TaskBody = void (*)(void* context, std::int64_t task, int worker);
+
+/// Runs tasks 0 .. tasks-1, each once, in any order, on the calling thread and at most threads - 1 others; returns when
+/// all are done. A worker runs one task at a time, so it can own scratch memory. The caller never waits for a helper
+/// that has not begun, and runs alone while another thread is in here. The body must not throw.
+void parallel_for(int threads, std::int64_t tasks, TaskBody body, void* context);
+
+template <class Body>
+void parallel_for(int threads, std::int64_t tasks, Body&& body) {
+  parallel_for(
+      threads, tasks,
+      [](void* context, std::int64_t task, int worker) { (*static_cast<Body*>(context))(task, worker); }, &body);
+}
+
+}  // namespace invconv::detail
