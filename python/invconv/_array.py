@@ -1,0 +1,381 @@
+"""The functions for arrays of any kind: numpy and DLPack here, torch in ``_torch``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from invconv import _check, _core
+from invconv._check import CORNERS, Corner
+
+Array = TypeVar("Array")
+NumpyArray = npt.NDArray[Any]
+
+
+def solve(
+    y: Array,
+    weight: Array,
+    *,
+    corner: Corner = "tl",
+    unit_diagonal: bool = True,
+    groups: int = 1,
+    transpose: bool = False,
+    out: Array | None = None,
+) -> Array:
+    r"""Solve ``M x = y`` for ``x``, where ``M`` is a causal convolution.
+
+    ``M`` pads the image with zeros on the two sides that ``corner`` names, ``kh - 1`` rows and
+    ``kw - 1`` columns, and convolves it with ``weight`` in the layout of
+    :func:`torch.nn.functional.conv2d`. It is triangular, so that
+
+    .. math:: x[p] = A^{-1} \Bigl(y[p] - \sum_{t \ne 0} W_t\, x[p - t]\Bigr),
+
+    pixel after pixel, is exact. ``A``, the anchor, is the tap that multiplies the pixel itself:
+    ``W[:, :, -1, -1]``, ``W[:, :, -1, 0]``, ``W[:, :, 0, -1]`` or ``W[:, :, 0, 0]`` for the corners
+    ``"tl"``, ``"tr"``, ``"bl"`` and ``"br"``. It is lower triangular in the channels of its group:
+    entries above its diagonal are never read.
+
+    float16 and bfloat16 are storage types: the recurrence runs in float32. The result satisfies
+    ``|M x - y| <= 2 (n + 2) eps (|M| |x| + |y|)`` with ``n = kh kw C / groups``, and has the same
+    bits for any number of threads, any batch that an image sits in and any strides. Source: Nagar
+    and Varma, arXiv 2410.14634.
+
+    Args:
+        y: Images of shape (B, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any
+            strides. A numpy array, a torch tensor or an array that speaks DLPack, on the CPU.
+        weight: Of shape (C, C/groups, kh, kw); the same kind and dtype.
+        corner: The padded sides: ``"tl"``, ``"tr"``, ``"bl"``, ``"br"``, or a sequence with one of
+            them for each group.
+        unit_diagonal: Whether the diagonal of ``A`` counts as 1 and is not read.
+        groups: The number of groups of channels that do not mix.
+        transpose: Whether to solve ``M^T x = y`` instead.
+        out: Where to write the result: shape and dtype of ``y``. It may be ``y`` itself.
+
+    Returns:
+        ``x``, of the kind, shape and dtype of ``y``; ``out`` if it was given.
+
+    Raises:
+        TypeError: If an argument is of another kind or dtype.
+        ValueError: If shapes, groups or corners do not fit. Nothing has been computed or written.
+
+    Example:
+        >>> import numpy as np, invconv
+        >>> weight = np.array([[[[0.25, 0.5], [0.5, 1.0]]]])
+        >>> x = invconv.solve(np.ones((1, 2, 2)), weight)
+        >>> x
+        array([[[1. , 0.5],
+                [0.5, 0.25]]])
+        >>> invconv.conv(x, weight)
+        array([[[1., 1.],
+                [1., 1.]]])
+    """
+    arguments = (corner, unit_diagonal, groups, transpose)
+    if _is_torch(y, weight, out):
+        result: Array = _torch_functions().solve(y, weight, *arguments, out)
+        return result
+    solution: Array = _filter("solve", "y", y, weight, arguments, out)
+    return solution
+
+
+def conv(
+    x: Array,
+    weight: Array,
+    *,
+    corner: Corner = "tl",
+    unit_diagonal: bool = True,
+    groups: int = 1,
+    transpose: bool = False,
+    out: Array | None = None,
+) -> Array:
+    r"""Return ``M x``, the causal convolution that :func:`solve` inverts.
+
+    .. math:: y[o, p] = \sum_{c, t} W[o, c, t]\, x[c, p - t]
+
+    For ``corner="tl"`` and a weight whose anchor ``W[:, :, -1, -1]`` is lower triangular (with ones
+    on its diagonal if ``unit_diagonal``) this is
+    ``F.conv2d(F.pad(x, (kw - 1, 0, kh - 1, 0)), weight, groups=groups)``; the other corners pad the
+    other sides.
+
+    Args:
+        x: Images of shape (B, C, H, W) or (C, H, W), as ``y`` in :func:`solve`.
+        weight: Of shape (C, C/groups, kh, kw); the same kind and dtype.
+        corner: As in :func:`solve`.
+        unit_diagonal: As in :func:`solve`.
+        groups: As in :func:`solve`.
+        transpose: Whether to return ``M^T x`` instead.
+        out: Where to write the result: shape and dtype of ``x``. It may be ``x`` itself.
+
+    Returns:
+        ``y``, of the kind, shape and dtype of ``x``; ``out`` if it was given.
+
+    Raises:
+        TypeError: If an argument is of another kind or dtype.
+        ValueError: If shapes, groups or corners do not fit. Nothing has been computed or written.
+    """
+    arguments = (corner, unit_diagonal, groups, transpose)
+    if _is_torch(x, weight, out):
+        result: Array = _torch_functions().conv(x, weight, *arguments, out)
+        return result
+    filtered: Array = _filter("conv", "x", x, weight, arguments, out)
+    return filtered
+
+
+def weight_grad(
+    x: Array,
+    g: Array,
+    kernel_size: int | tuple[int, int],
+    *,
+    corner: Corner = "tl",
+    unit_diagonal: bool = True,
+    groups: int = 1,
+) -> Array:
+    r"""Return the derivative of ``<g, M x>`` with respect to the weight of ``M``.
+
+    .. math:: dW[o, c, t] = \sum_{b, p} g[b, o, p]\, x[b, c, p - t]
+
+    for the entries of the weight that :func:`conv` and :func:`solve` read, and exactly 0 for the
+    others. The gradients of ``x = solve(y, W)`` for an incoming ``g = dL/dx`` are
+    ``dL/dy = solve(g, W, transpose=True)`` and ``dL/dW = -weight_grad(x, dL/dy, ...)``.
+
+    Args:
+        x: Images of shape (B, C, H, W) or (C, H, W), as ``y`` in :func:`solve`.
+        g: Of the shape, kind and dtype of ``x``.
+        kernel_size: ``(kh, kw)``, or one number for both.
+        corner: As in :func:`solve`.
+        unit_diagonal: As in :func:`solve`.
+        groups: As in :func:`solve`.
+
+    Returns:
+        An array of shape (C, C/groups, kh, kw), of the kind and dtype of ``x``. Its bits do not
+        depend on the number of threads or the strides.
+
+    Raises:
+        TypeError: If an argument is of another kind or dtype.
+        ValueError: If shapes, groups or corners do not fit. Nothing has been computed.
+    """
+    function = "weight_grad"
+    if _is_torch(x, g):
+        result: Array = _torch_functions().weight_grad(
+            x, g, kernel_size, corner, unit_diagonal, groups
+        )
+        return result
+    x_, g_ = _numpy(function, "x", x), _numpy(function, "g", g)
+    _check.image_axes(function, "x", x_.shape)
+    _check.same_shape(function, "g", g_.shape, "x", x_.shape)
+    _check.dtype(function, "g", g_.dtype.name, x_.dtype.name)
+    channels = x_.shape[-3]
+    groups = _check.groups(function, groups, channels)
+    dw = np.empty(
+        (channels, channels // groups, *_check.kernel_size(function, kernel_size)), x_.dtype
+    )
+    corners = [CORNERS[name] for name in _check.corners(function, corner)]
+    _core.weight_grad(_batched(x_), _batched(g_), dw, corners, bool(unit_diagonal), groups)
+    gradient: Array = _like(x, dw)
+    return gradient
+
+
+def logabsdet(
+    weight: Array,
+    size: tuple[int, int],
+    *,
+    corner: Corner = "tl",
+    unit_diagonal: bool = True,
+    groups: int = 1,
+) -> Any:
+    r"""Return ``log |det M|`` on one image of ``size = (H, W)``.
+
+    .. math:: \log |\det M| = H\, W \sum \log |\operatorname{diag} A|
+
+    It is 0 for a unit diagonal, and that of ``M^-1`` is its negative.
+
+    Args:
+        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`.
+        size: ``(H, W)`` in pixels.
+        corner: As in :func:`solve`.
+        unit_diagonal: As in :func:`solve`.
+        groups: As in :func:`solve`.
+
+    Returns:
+        A float; for a torch tensor a tensor of shape () and its dtype, differentiable.
+
+    Raises:
+        TypeError: If an argument is of another kind or dtype.
+        ValueError: If shapes, groups or corners do not fit.
+    """
+    function = "logabsdet"
+    if _is_torch(weight):
+        return _torch_functions().logabsdet(weight, size, corner, unit_diagonal, groups)
+    return _core.logabsdet(
+        *_weight_arguments(function, weight, size, corner, unit_diagonal, groups)
+    )
+
+
+def growth(
+    weight: Array,
+    size: tuple[int, int],
+    *,
+    corner: Corner = "tl",
+    unit_diagonal: bool = True,
+    groups: int = 1,
+) -> float:
+    r"""Return the infinity norm of ``M^-1`` on images of ``size = (H, W)``.
+
+    It is the most that a solve can magnify the largest value of its input, and an error in it: with
+    a growth of 1e6 and ``y`` known to 1e-7, one digit of ``x`` is left. It is exact up to rounding,
+    from C impulse responses in float64:
+
+    .. math:: \|M^{-1}\|_\infty = \max_o \sum_{c, p} |h_c[o, p]|, \quad M h_c = \delta_c
+
+    with ``delta_c`` an impulse in channel ``c`` at the corner pixel.
+
+    Args:
+        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`.
+        size: ``(H, W)`` in pixels.
+        corner: As in :func:`solve`.
+        unit_diagonal: As in :func:`solve`.
+        groups: As in :func:`solve`.
+
+    Returns:
+        A float; ``inf`` where the responses overflow, 0 for an empty image.
+
+    Raises:
+        TypeError: If an argument is of another kind or dtype.
+        ValueError: If shapes, groups or corners do not fit.
+    """
+    function = "growth"
+    if _is_torch(weight):
+        norm: float = _torch_functions().growth(weight, size, corner, unit_diagonal, groups)
+        return norm
+    return _core.growth(*_weight_arguments(function, weight, size, corner, unit_diagonal, groups))
+
+
+def _is_torch(*arrays: Any) -> bool:
+    """Whether one of them is a torch tensor; without torch loaded none can be."""
+    torch = sys.modules.get("torch")
+    return torch is not None and any(isinstance(array, torch.Tensor) for array in arrays)
+
+
+def _torch_functions() -> Any:
+    """The torch layer, loaded when the first tensor comes."""
+    from invconv import _torch
+
+    return _torch
+
+
+def _filter(
+    function: str,
+    name: str,
+    images: Any,
+    weight: Any,
+    arguments: tuple[Corner, bool, int, bool],
+    out: Any,
+) -> Any:
+    corner, unit_diagonal, groups, transpose = arguments
+    images_, weight_ = _numpy(function, name, images), _numpy(function, "weight", weight)
+    _check.image_axes(function, name, images_.shape)
+    _check.dtype(function, "weight", weight_.dtype.name, images_.dtype.name)
+    _check.weight_axes(function, weight_.shape)
+    corners = [CORNERS[corner] for corner in _check.corners(function, corner)]
+    groups = _check.integer(function, "groups", groups)
+    if out is None:
+        result = target = np.empty(images_.shape, images_.dtype)
+    else:
+        result = _numpy_output(function, out, name, images_)
+        # Written into memory of its own where that is not simply the input's, in place.
+        overlaps = np.may_share_memory(result, images_) and not _is_same_view(result, images_)
+        target = np.empty(images_.shape, images_.dtype) if overlaps else result
+    run = _core.solve if function == "solve" else _core.conv
+    run(
+        _batched(images_),
+        weight_,
+        _batched(target),
+        corners,
+        bool(unit_diagonal),
+        groups,
+        bool(transpose),
+    )
+    if out is None:
+        return _like(images, result)
+    if target is not result:
+        result[...] = target
+    return out
+
+
+def _weight_arguments(
+    function: str, weight: Any, size: Any, corner: Corner, unit_diagonal: bool, groups: Any
+) -> tuple[NumpyArray, int, int, list[_core.Corner], bool, int]:
+    weight_ = _numpy(function, "weight", weight)
+    _check.weight_axes(function, weight_.shape)
+    height, width = _check.image_size(function, size)
+    corners = [CORNERS[name] for name in _check.corners(function, corner)]
+    groups = _check.integer(function, "groups", groups)
+    return weight_, height, width, corners, bool(unit_diagonal), groups
+
+
+def _numpy(function: str, name: str, array: Any) -> NumpyArray:
+    """Return ``array`` as a numpy array that the core can read, without a copy."""
+    if not isinstance(array, np.ndarray):
+        array = _from_dlpack(function, name, array)
+    _check.dtype(function, name, array.dtype.name)
+    if not array.dtype.isnative:
+        raise TypeError(
+            f"[{function}] expected {name} in native byte order, but got dtype {array.dtype.str}"
+        )
+    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+        # The one case that strides in elements cannot describe.
+        array = array.copy()
+    return array  # type: ignore[no-any-return]
+
+
+def _from_dlpack(function: str, name: str, array: Any) -> NumpyArray:
+    if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
+        raise TypeError(
+            f"[{function}] expected {name} to be a numpy array, a torch tensor or another array "
+            f"that speaks DLPack, but got {type(array).__name__}"
+        )
+    kind, number = array.__dlpack_device__()
+    if int(kind) != 1:
+        raise ValueError(
+            f"[{function}] expected {name} on the CPU, for which alone this build has kernels, "
+            f"but got an array on the DLPack device ({int(kind)}, {number})"
+        )
+    try:
+        return np.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"[{function}] expected {name} of dtype float16, float32 or float64 in memory that "
+            f"numpy can share, but got {type(array).__name__}: {error}"
+        ) from error
+
+
+def _numpy_output(function: str, out: Any, name: str, images: NumpyArray) -> NumpyArray:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(
+            f"[{function}] expected out to be a numpy array, but got {type(out).__name__}"
+        )
+    _check.dtype(function, "out", out.dtype.name, images.dtype.name)
+    _check.same_shape(function, "out", out.shape, name, images.shape)
+    if not out.flags.writeable:
+        raise ValueError(f"[{function}] expected out to be writeable, but got a read-only array")
+    if _numpy(function, "out", out) is not out:
+        raise ValueError(f"[{function}] expected out to be aligned, but got an unaligned array")
+    return out
+
+
+def _is_same_view(a: NumpyArray, b: NumpyArray) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides
+
+
+def _batched(array: NumpyArray) -> NumpyArray:
+    """One image is a batch of one."""
+    return array if array.ndim == 4 else array[None]
+
+
+def _like(original: Any, result: NumpyArray) -> Any:
+    """Return ``result`` as the kind of ``original``; as numpy where that has no namespace."""
+    if isinstance(original, np.ndarray) or not hasattr(original, "__array_namespace__"):
+        return result
+    return original.__array_namespace__().from_dlpack(result)

@@ -1,0 +1,535 @@
+"""The functions as torch operators, differentiable to any order in reverse and in forward mode.
+
+Three layers, each for what it alone can do:
+
+* raw operators ``torch.ops.invconv.*``, which call the compiled core, with shapes for tracing
+  (``register_fake``) and their rule under autocast, and no formula for gradients;
+* one ``autograd.Function`` for each, whose ``backward`` and ``jvp`` call these functions again, so
+  that every order of derivative comes free, and whose ``vmap`` folds the mapped axis into the batch
+  or the groups;
+* the Function is applied in a function that ``torch.compile`` takes into its graph whole, called by
+  a plain one. (An operator with a registered formula gives zero tangents in forward mode, without
+  an error; so does a Function in eager mode with the raw operator under compile.)
+
+The gradients of ``x = solve(y, W)`` for an incoming ``g = dL/dx`` are ``dL/dy = M^-T g`` and
+``dL/dW = -weight_grad(x, dL/dy)``: one solve and one correlation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invconv import _check, _core
+from invconv._check import CORNERS, Corner
+
+# ---- the raw operators ---------------------------------------------------------------------------
+# A corner is one name, or one for each group joined by commas: schemas know strings.
+
+_library = torch.library.Library("invconv", "DEF")
+_FILTER = (
+    "(Tensor {images}, Tensor weight, str corner, bool unit_diagonal, SymInt groups,"
+    " bool transpose) -> Tensor"
+)
+_library.define("solve" + _FILTER.format(images="y"), tags=torch.Tag.pt2_compliant_tag)
+_library.define("conv" + _FILTER.format(images="x"), tags=torch.Tag.pt2_compliant_tag)
+_library.define(
+    "weight_grad(Tensor x, Tensor g, SymInt kh, SymInt kw, str corner, bool unit_diagonal,"
+    " SymInt groups) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def _check_tensor(function: str, name: str, tensor: Any, like: Tensor | None = None) -> None:
+    """Check kind, device and dtype; ``like`` is the tensor whose dtype it must have."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"[{function}] expected {name} to be a torch tensor like the others, "
+            f"but got {type(tensor).__name__}"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"[{function}] expected {name} to be dense, but got {tensor.layout}")
+    if tensor.device.type not in ("cpu", "meta"):
+        raise ValueError(
+            f"[{function}] expected {name} on the CPU, for which alone this build has kernels, "
+            f"but got a tensor on {tensor.device}"
+        )
+    got = _dtype_name(tensor)
+    _check.dtype(function, name, got, None if like is None else _dtype_name(like))
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """As the core can read it: DLPack drops a lazy minus sign and refuses what requires grad."""
+    return tensor.detach().resolve_neg()
+
+
+def _corners(corner: str) -> list[_core.Corner]:
+    return [CORNERS[name] for name in corner.split(",")]
+
+
+def _run_filter(
+    function: str,
+    images: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    corner: str,
+    unit_diagonal: bool,
+    groups: int,
+    transpose: bool,
+) -> None:
+    run = _core.solve if function == "solve" else _core.conv
+    run(
+        _readable(images),
+        _readable(weight),
+        out,
+        _corners(corner),
+        unit_diagonal,
+        groups,
+        transpose,
+    )
+
+
+def _raw_solve(
+    y: Tensor, weight: Tensor, corner: str, unit_diagonal: bool, groups: int, transpose: bool
+) -> Tensor:
+    _check_tensor("solve", "y", y)
+    _check_tensor("solve", "weight", weight, y)
+    out = torch.empty_like(y)
+    _run_filter("solve", y, weight, out, corner, unit_diagonal, groups, transpose)
+    return out
+
+
+def _raw_conv(
+    x: Tensor, weight: Tensor, corner: str, unit_diagonal: bool, groups: int, transpose: bool
+) -> Tensor:
+    _check_tensor("conv", "x", x)
+    _check_tensor("conv", "weight", weight, x)
+    out = torch.empty_like(x)
+    _run_filter("conv", x, weight, out, corner, unit_diagonal, groups, transpose)
+    return out
+
+
+def _raw_weight_grad(
+    x: Tensor, g: Tensor, kh: int, kw: int, corner: str, unit_diagonal: bool, groups: int
+) -> Tensor:
+    _check_tensor("weight_grad", "x", x)
+    _check_tensor("weight_grad", "g", g, x)
+    dw = x.new_empty((x.shape[1], x.shape[1] // groups, kh, kw))
+    _core.weight_grad(_readable(x), _readable(g), dw, _corners(corner), unit_diagonal, groups)
+    return dw
+
+
+def _fake_filter(images: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(images)
+
+
+def _fake_weight_grad(x: Tensor, g: Tensor, kh: int, kw: int, *rest: Any) -> Tensor:
+    groups = rest[-1]
+    return x.new_empty((x.shape[1], x.shape[1] // groups, kh, kw))
+
+
+for _name, _raw, _fake in (
+    ("solve", _raw_solve, _fake_filter),
+    ("conv", _raw_conv, _fake_filter),
+    ("weight_grad", _raw_weight_grad, _fake_weight_grad),
+):
+    _library.impl(_name, _raw, "CPU")
+    torch.library.register_fake(f"invconv::{_name}", _fake, lib=_library)
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"invconv::{_name}", _device, torch.float32, lib=_library)
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+def _linear_weight(weight: Tensor, corner: str, unit_diagonal: bool, groups: int) -> Tensor:
+    """A weight's derivative, as the weight of a convolution with ``unit_diagonal=False``.
+
+    A diagonal that counts as 1 has the derivative 0.
+    """
+    if not unit_diagonal:
+        return weight
+    return torch.where(_diagonal_mask(weight, corner, groups), 0.0, weight)
+
+
+def _diagonal_mask(weight: Tensor, corner: str, groups: int) -> Tensor:
+    """Where a weight holds the diagonal of its anchor: booleans of shape (C, C/groups, kh, kw)."""
+    channels, inputs, kh, kw = weight.shape
+    names = corner.split(",")
+    names = names * groups if len(names) == 1 else names
+    device = weight.device
+    o = torch.arange(channels, device=device).view(-1, 1, 1, 1)
+    c = torch.arange(inputs, device=device).view(1, -1, 1, 1)
+    rows = torch.tensor([kh - 1 if name[0] == "t" else 0 for name in names], device=device)
+    columns = torch.tensor([kw - 1 if name[1] == "l" else 0 for name in names], device=device)
+    u = torch.arange(kh, device=device).view(1, 1, -1, 1)
+    v = torch.arange(kw, device=device).view(1, 1, 1, -1)
+    rows = rows.repeat_interleave(inputs).view(-1, 1, 1, 1)
+    columns = columns.repeat_interleave(inputs).view(-1, 1, 1, 1)
+    return (o % inputs == c) & (u == rows) & (v == columns)
+
+
+def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if b is None:
+        return a
+    return -b if a is None else a - b
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _into_groups(images: Tensor, dim: int | None, batch: int) -> Tensor:
+    """Images of shape (B, batch * C, H, W) from (B, C, H, W) with a mapped axis, or without one."""
+    if dim is None:
+        return images.unsqueeze(1).expand(-1, batch, -1, -1, -1).flatten(1, 2)
+    return images.movedim(dim, 1).flatten(1, 2)
+
+
+def _repeat_corner(corner: str, times: int) -> str:
+    return ",".join([corner] * times) if "," in corner else corner
+
+
+def _vmap_filter(
+    apply: Any, batch: int, in_dims: tuple[Any, ...], images: Tensor, weight: Tensor, *options: Any
+) -> tuple[Tensor, int]:
+    """Map over images by folding them into the batch, over weights by folding both into groups."""
+    images_dim, weight_dim = in_dims[:2]
+    corner, unit_diagonal, groups, transpose = options
+    if weight_dim is None:
+        images = images.movedim(images_dim, 0)
+        flat = apply(images.flatten(0, 1), weight, corner, unit_diagonal, groups, transpose)
+        return flat.unflatten(0, images.shape[:2]), 0
+    weight = weight.movedim(weight_dim, 0)
+    flat = apply(
+        _into_groups(images, images_dim, batch),
+        weight.flatten(0, 1),
+        _repeat_corner(corner, batch),
+        unit_diagonal,
+        groups * batch,
+        transpose,
+    )
+    return flat.unflatten(1, weight.shape[:2]), 1
+
+
+class _Solve(torch.autograd.Function):
+    """x = M^-1 y, or M^-T y."""
+
+    @staticmethod
+    def forward(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
+        return torch.ops.invconv.solve(y, weight, *options)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, weight, *ctx.options = inputs
+        ctx.save_for_backward(output, weight)
+        ctx.save_for_forward(output, weight)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (g,) = grads
+        if g is None:
+            return (None,) * 6
+        x, weight = ctx.saved_tensors
+        corner, unit_diagonal, groups, transpose = ctx.options
+        dy = _solve(g, weight, corner, unit_diagonal, groups, not transpose)
+        dw = None
+        if ctx.needs_input_grad[1]:
+            # M^T is linear in the weight too: <g, M^T x> = <M g, x> swaps the two.
+            a, b = (dy, x) if transpose else (x, dy)
+            dw = -_weight_grad(a, b, *weight.shape[2:], corner, unit_diagonal, groups)
+        return dy if ctx.needs_input_grad[0] else None, dw, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        dy, dw = tangents[:2]
+        x, weight = ctx.saved_tensors
+        corner, unit_diagonal, groups, transpose = ctx.options
+        dmx = None
+        if dw is not None:
+            dw = _linear_weight(dw, corner, unit_diagonal, groups)
+            dmx = _conv(x, dw, corner, False, groups, transpose)
+        total = _minus(dy, dmx)
+        return None if total is None else _solve(total, weight, *ctx.options)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        return _vmap_filter(_solve, info.batch_size, in_dims, *args)
+
+
+class _Conv(torch.autograd.Function):
+    """y = M x, or M^T x."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
+        return torch.ops.invconv.conv(x, weight, *options)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, *ctx.options = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (g,) = grads
+        if g is None:
+            return (None,) * 6
+        x, weight = ctx.saved_tensors
+        corner, unit_diagonal, groups, transpose = ctx.options
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = _conv(g, weight, corner, unit_diagonal, groups, not transpose)
+        if ctx.needs_input_grad[1]:
+            a, b = (g, x) if transpose else (x, g)
+            dw = _weight_grad(a, b, *weight.shape[2:], corner, unit_diagonal, groups)
+        return dx, dw, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        dx, dw = tangents[:2]
+        x, weight = ctx.saved_tensors
+        corner, unit_diagonal, groups, transpose = ctx.options
+        mdx = dmx = None
+        if dx is not None:
+            mdx = _conv(dx, weight, *ctx.options)
+        if dw is not None:
+            dw = _linear_weight(dw, corner, unit_diagonal, groups)
+            dmx = _conv(x, dw, corner, False, groups, transpose)
+        return _plus(mdx, dmx)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        return _vmap_filter(_conv, info.batch_size, in_dims, *args)
+
+
+class _WeightGrad(torch.autograd.Function):
+    """dw = the derivative of <g, M x> with respect to the weight: linear in x and in g."""
+
+    @staticmethod
+    def forward(x: Tensor, g: Tensor, *options: Any) -> Tensor:
+        return torch.ops.invconv.weight_grad(x, g, *options)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, g, *ctx.options = inputs
+        ctx.save_for_backward(x, g)
+        ctx.save_for_forward(x, g)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (dw,) = grads
+        if dw is None:
+            return (None,) * 7
+        x, g = ctx.saved_tensors
+        _, _, corner, unit_diagonal, groups = ctx.options
+        # <dw, weight_grad(x, g)> = <g, D x> with D the convolution whose weight is dw.
+        dw = _linear_weight(dw, corner, unit_diagonal, groups)
+        dx = dg = None
+        if ctx.needs_input_grad[0]:
+            dx = _conv(g, dw, corner, False, groups, True)
+        if ctx.needs_input_grad[1]:
+            dg = _conv(x, dw, corner, False, groups, False)
+        return dx, dg, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        dx, dg = tangents[:2]
+        x, g = ctx.saved_tensors
+        return _plus(
+            None if dx is None else _weight_grad(dx, g, *ctx.options),
+            None if dg is None else _weight_grad(x, dg, *ctx.options),
+        )
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, g: Tensor, *options: Any
+    ) -> tuple[Tensor, int]:
+        kh, kw, corner, unit_diagonal, groups = options
+        batch = info.batch_size
+        x, g = _into_groups(x, in_dims[0], batch), _into_groups(g, in_dims[1], batch)
+        flat = _weight_grad(
+            x, g, kh, kw, _repeat_corner(corner, batch), unit_diagonal, groups * batch
+        )
+        return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
+
+
+# torch.compile takes each of these into its graph as one operation and does not look inside.
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def _solve(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
+    return _Solve.apply(y, weight, *options)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def _conv(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
+    return _Conv.apply(x, weight, *options)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def _weight_grad(x: Tensor, g: Tensor, *options: Any) -> Tensor:
+    return _WeightGrad.apply(x, g, *options)  # type: ignore[no-any-return, no-untyped-call]
+
+
+# ---- the functions behind invconv.solve and its fellows ------------------------------------------
+
+
+def solve(
+    y: Tensor,
+    weight: Tensor,
+    corner: Corner,
+    unit_diagonal: bool,
+    groups: int,
+    transpose: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """See :func:`invconv.solve`."""
+    return _filter("solve", "y", y, weight, corner, unit_diagonal, groups, transpose, out)
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    corner: Corner,
+    unit_diagonal: bool,
+    groups: int,
+    transpose: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """See :func:`invconv.conv`."""
+    return _filter("conv", "x", x, weight, corner, unit_diagonal, groups, transpose, out)
+
+
+def _filter(
+    function: str,
+    name: str,
+    images: Tensor,
+    weight: Tensor,
+    corner: Corner,
+    unit_diagonal: bool,
+    groups: int,
+    transpose: bool,
+    out: Tensor | None,
+) -> Tensor:
+    _check_tensor(function, name, images)
+    _check_tensor(function, "weight", weight)
+    _check.image_axes(function, name, images.shape)
+    _check.weight_axes(function, weight.shape)
+    options = (
+        ",".join(_check.corners(function, corner)),
+        bool(unit_diagonal),
+        _check.integer(function, "groups", groups),
+        bool(transpose),
+    )
+    batched = images if images.dim() == 4 else images.unsqueeze(0)
+    if out is not None:
+        _write_filter(function, name, batched, images, weight, out, *options)
+        return out
+    apply = _solve if function == "solve" else _conv
+    result: Tensor = apply(batched, weight, *options)
+    return result if images.dim() == 4 else result.squeeze(0)
+
+
+def _write_filter(
+    function: str,
+    name: str,
+    batched: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *options: Any,
+) -> None:
+    _check_tensor(function, "weight", weight, images)
+    _check_tensor(function, "out", out, images)
+    _check.same_shape(function, "out", tuple(out.shape), name, tuple(images.shape))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (images, weight, out)):
+        raise ValueError(
+            f"[{function}] expected tensors that do not require a gradient together with out=, "
+            "which autograd cannot follow, but got one that does"
+        )
+    target = out.detach()
+    same_view = target.data_ptr() == images.data_ptr() and target.stride() == images.stride()
+    overlaps = target.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
+    # Written into memory of its own where that is not simply the input's, in place.
+    if target.is_neg() or (overlaps and not same_view):
+        target = torch.empty_like(images, requires_grad=False)
+    _run_filter(
+        function, batched, weight, target if target.dim() == 4 else target.unsqueeze(0), *options
+    )
+    if target.data_ptr() != out.data_ptr() or out.is_neg():
+        out.detach().copy_(target)
+
+
+def weight_grad(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: int | tuple[int, int],
+    corner: Corner,
+    unit_diagonal: bool,
+    groups: int,
+) -> Tensor:
+    """See :func:`invconv.weight_grad`."""
+    function = "weight_grad"
+    _check_tensor(function, "x", x)
+    _check_tensor(function, "g", g)
+    _check.image_axes(function, "x", x.shape)
+    _check.same_shape(function, "g", tuple(g.shape), "x", tuple(x.shape))
+    corner = ",".join(_check.corners(function, corner))
+    groups = _check.groups(function, groups, x.shape[-3])
+    kh, kw = _check.kernel_size(function, kernel_size)
+    if x.dim() == 3:
+        x, g = x.unsqueeze(0), g.unsqueeze(0)
+    result: Tensor = _weight_grad(x, g, kh, kw, corner, bool(unit_diagonal), groups)
+    return result
+
+
+def logabsdet(
+    weight: Tensor, size: tuple[int, int], corner: Corner, unit_diagonal: bool, groups: int
+) -> Tensor:
+    """See :func:`invconv.logabsdet`. A composition of torch's own operators."""
+    function = "logabsdet"
+    _check_tensor(function, "weight", weight)
+    _check.weight_axes(function, weight.shape)
+    height, width = _check.image_size(function, size)
+    names = _check.corners(function, corner)
+    groups = _check.groups(function, groups, weight.shape[0])
+    # The core checks what is left, on a stand-in of the shape without elements to read.
+    _core.logabsdet(
+        np.broadcast_to(np.zeros(()), tuple(weight.shape)),
+        height,
+        width,
+        _corners(",".join(names)),
+        True,
+        groups,
+    )
+    if unit_diagonal:
+        # Zero times nothing: connected to the weight, with a gradient of exactly 0.
+        return weight[:0].sum()
+    diagonal = weight[_diagonal_mask(weight, ",".join(names), groups)]
+    return height * width * diagonal.abs().log().sum()
+
+
+def growth(
+    weight: Tensor, size: tuple[int, int], corner: Corner, unit_diagonal: bool, groups: int
+) -> float:
+    """See :func:`invconv.growth`."""
+    function = "growth"
+    _check_tensor(function, "weight", weight)
+    _check.weight_axes(function, weight.shape)
+    height, width = _check.image_size(function, size)
+    names = _check.corners(function, corner)
+    groups = _check.integer(function, "groups", groups)
+    return _core.growth(
+        _readable(weight), height, width, _corners(",".join(names)), bool(unit_diagonal), groups
+    )
