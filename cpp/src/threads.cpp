@@ -1,7 +1,7 @@
 #include "threads.hpp"
 
+#include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -12,6 +12,7 @@
 #include "invconv/invconv.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 #if defined(__linux__)
@@ -23,18 +24,30 @@ namespace invconv {
 namespace detail {
 namespace {
 
+/// The tasks of one call, which any number of threads may take.
+struct Call {
+  TaskBody body;
+  void* context;
+  std::int64_t tasks;
+  std::atomic<std::int64_t> next_task{0};
+  std::atomic<int> next_worker{0};
+
+  void work() {
+    const int worker = next_worker.fetch_add(1, std::memory_order_relaxed);
+    for (;;) {
+      const std::int64_t task = next_task.fetch_add(1, std::memory_order_relaxed);
+      if (task >= tasks) {
+        return;
+      }
+      body(context, task, worker);
+    }
+  }
+};
+
 class Pool {
  public:
-  /// Never destroyed: its threads sleep until the process ends. After a fork the child has no threads and may have
-  /// inherited a locked mutex, so it begins with a new pool.
+  /// Never destroyed: its threads sleep until the process ends.
   static Pool& instance() {
-    static const bool registered = [] {
-#if defined(__unix__) || defined(__APPLE__)
-      pthread_atfork(nullptr, nullptr, [] { current() = nullptr; });
-#endif
-      return true;
-    }();
-    static_cast<void>(registered);
     Pool* pool = current();
     if (pool == nullptr) {
       auto* fresh = new Pool;
@@ -46,26 +59,23 @@ class Pool {
     return *pool;
   }
 
-  void run(int threads, std::int64_t tasks, TaskBody body, void* context) {
+  /// In the child of a fork, which has none of the threads and may have inherited a locked mutex: begin anew.
+  static void forget() { current() = nullptr; }
+
+  void run(int threads, Call& call) {
     const std::unique_lock alone(busy_, std::try_to_lock);
     if (!alone) {
-      for (std::int64_t task = 0; task < tasks; ++task) {
-        body(context, task, 0);
-      }
+      call.work();
       return;
     }
     {
       const std::lock_guard lock(mutex_);
       grow(threads - 1);
-      body_ = body;
-      context_ = context;
-      tasks_ = tasks;
-      next_task_ = 0;
-      places_ = threads - 1 < size_ ? threads - 1 : size_;
-      next_worker_ = 1;
+      call_ = &call;
+      places_ = std::min(threads - 1, size_);
     }
     wake_.notify_all();
-    work(0);
+    call.work();
     std::unique_lock lock(mutex_);
     places_ = 0;
     done_.wait(lock, [this] { return working_ == 0; });
@@ -87,25 +97,15 @@ class Pool {
     }
   }
 
-  void work(int worker) {
-    for (;;) {
-      const std::int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= tasks_) {
-        return;
-      }
-      body_(context_, task, worker);
-    }
-  }
-
   void serve() {
     std::unique_lock lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return places_ > 0; });
       --places_;
       ++working_;
-      const int worker = next_worker_++;
+      Call& call = *call_;
       lock.unlock();
-      work(worker);
+      call.work();
       lock.lock();
       if (--working_ == 0) {
         done_.notify_one();
@@ -116,36 +116,69 @@ class Pool {
   std::mutex busy_;  // held by the one caller that uses the pool
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  int size_ = 0;         // threads started
-  int places_ = 0;       // helpers that may still join the present call
-  int next_worker_ = 1;  // the number of the next one
-  int working_ = 0;      // helpers inside the present call
-  TaskBody body_ = nullptr;
-  void* context_ = nullptr;
-  std::int64_t tasks_ = 0;
-  std::atomic<std::int64_t> next_task_{0};
+  int size_ = 0;     // threads started
+  int places_ = 0;   // helpers that may still join the present call
+  int working_ = 0;  // helpers inside the present call
+  Call* call_ = nullptr;
 };
+
+/// The entry points of an OpenMP runtime that other code of this process has loaded.
+struct OpenMp {
+  using Parallel = void (*)(void (*body)(void*), void* context, unsigned threads, unsigned flags);
+  using MaxThreads = int (*)();
+  std::atomic<Parallel> parallel{nullptr};
+  std::atomic<MaxThreads> max_threads{nullptr};
+};
+
+OpenMp& openmp() {
+  static OpenMp runtime;
+  return runtime;
+}
+
+/// Threads do not survive a fork, and neither the pool nor a runtime would know.
+void watch_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    openmp().parallel = nullptr;
+    Pool::forget();
+  });
+  static_cast<void>(registered);
+#endif
+}
 
 }  // namespace
 
 void parallel_for(int threads, std::int64_t tasks, TaskBody body, void* context) {
-  if (threads > tasks) {
-    threads = static_cast<int>(tasks);
-  }
-  if (threads > 1) {
-    Pool::instance().run(threads, tasks, body, context);
+  Call call{body, context, tasks};
+  threads = static_cast<int>(std::min<std::int64_t>(threads, tasks));
+  if (threads <= 1) {
+    call.work();
     return;
   }
-  for (std::int64_t task = 0; task < tasks; ++task) {
-    body(context, task, 0);
+  watch_forks();
+  if (const auto parallel = openmp().parallel.load()) {
+    parallel([](void* one) { static_cast<Call*>(one)->work(); }, &call, static_cast<unsigned>(threads), 0);
+  } else {
+    Pool::instance().run(threads, call);
   }
 }
 
 }  // namespace detail
 
+bool share_openmp() {
+#if defined(__unix__) || defined(__APPLE__)
+  auto& runtime = detail::openmp();
+  runtime.max_threads = reinterpret_cast<detail::OpenMp::MaxThreads>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+  runtime.parallel = reinterpret_cast<detail::OpenMp::Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return runtime.parallel.load() != nullptr;
+#else
+  return false;
+#endif
+}
+
 namespace {
 
-constexpr int max_threads = 1024;
+constexpr int most_threads = 1024;
 
 std::atomic<int>& chosen_threads() {
   static std::atomic<int> threads{0};
@@ -153,23 +186,24 @@ std::atomic<int>& chosen_threads() {
 }
 
 int environment_threads() {
-  if (const char* text = std::getenv("INVCONV_NUM_THREADS"); text != nullptr && *text != '\0') {
-    char* end = nullptr;
-    const long threads = std::strtol(text, &end, 10);
-    if (*end != '\0' || threads < 1 || threads > max_threads) {
-      throw Error("[num_threads] expected INVCONV_NUM_THREADS from 1 to " + std::to_string(max_threads) +
-                  ", but got \"" + text + "\"");
-    }
-    return static_cast<int>(threads);
+  const char* text = std::getenv("INVCONV_NUM_THREADS");
+  if (text == nullptr || *text == '\0') {
+    return 0;
   }
-  // OpenMP's own variable may hold a list, one number for each level of nesting; ours is the first level.
-  if (const char* text = std::getenv("OMP_NUM_THREADS"); text != nullptr) {
-    const long threads = std::strtol(text, nullptr, 10);
-    if (threads >= 1 && threads <= max_threads) {
-      return static_cast<int>(threads);
-    }
+  char* end = nullptr;
+  const long threads = std::strtol(text, &end, 10);
+  if (*end != '\0' || threads < 1 || threads > most_threads) {
+    throw Error("[num_threads] expected INVCONV_NUM_THREADS from 1 to " + std::to_string(most_threads) +
+                ", but got \"" + text + "\"");
   }
-  return 0;
+  return static_cast<int>(threads);
+}
+
+/// OpenMP's own variable may hold a list, one number for each level of nesting; ours is the first level.
+int openmp_environment_threads() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  const long threads = text != nullptr ? std::strtol(text, nullptr, 10) : 0;
+  return threads >= 1 && threads <= most_threads ? static_cast<int>(threads) : 0;
 }
 
 int available_processors() {
@@ -189,16 +223,23 @@ int num_threads() {
   if (const int chosen = chosen_threads(); chosen > 0) {
     return chosen;
   }
+  static const int environment = environment_threads();
+  if (environment > 0) {
+    return environment;
+  }
+  if (const auto max_threads = detail::openmp().max_threads.load()) {
+    return std::clamp(max_threads(), 1, most_threads);
+  }
   static const int fallback = [] {
-    const int threads = environment_threads();
+    const int threads = openmp_environment_threads();
     return threads > 0 ? threads : available_processors();
   }();
   return fallback;
 }
 
 void set_num_threads(int threads) {
-  if (threads < 1 || threads > max_threads) {
-    throw Error("[set_num_threads] expected threads from 1 to " + std::to_string(max_threads) + ", but got " +
+  if (threads < 1 || threads > most_threads) {
+    throw Error("[set_num_threads] expected threads from 1 to " + std::to_string(most_threads) + ", but got " +
                 std::to_string(threads));
   }
   chosen_threads() = threads;

@@ -1,7 +1,12 @@
 #pragma once
 
-// A small pool of threads, and why not OpenMP: torch brings an OpenMP runtime of its own, a second one in the process
-// would keep cores busy that the first one wants; and the thread sanitizer cannot see through libgomp.
+// A small pool of threads, and why not OpenMP: a program that uses none should not need its runtime, a second one in a
+// process that has one keeps cores busy that the first one wants, and the thread sanitizer cannot see through libgomp.
+//
+// Where the process has a runtime already (torch brings one, whose idle threads go on spinning for milliseconds),
+// threads of our own would compete with its: measured beside torch's convolutions, two threads were then slower than
+// one. So share_openmp() borrows the runtime's threads, by the entry point that every OpenMP runtime on Linux has,
+// without being linked to any.
 
 #include <cstdint>
 

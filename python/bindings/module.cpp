@@ -162,5 +162,6 @@ NB_MODULE(_core, m) {
         "The infinity norm of M^-1.");
   m.def("num_threads", &invconv::num_threads, "The number of threads that a call may use.");
   m.def("set_num_threads", &invconv::set_num_threads, "threads"_a, "Set the number of threads that a call may use.");
+  m.def("share_openmp", &invconv::share_openmp, "Use the threads of the OpenMP runtime that this process has loaded.");
   m.def("instruction_set", &invconv::instruction_set, "The instruction set of the kernels in use.");
 }

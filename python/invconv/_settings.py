@@ -10,7 +10,8 @@ def get_num_threads() -> int:
     """Return the largest number of threads that a call uses.
 
     It is what :func:`set_num_threads` said, else the environment's ``INVCONV_NUM_THREADS``, else
-    ``OMP_NUM_THREADS``, else the number of processors that this process may run on.
+    torch's own number once a tensor has been used, else ``OMP_NUM_THREADS``, else the number of
+    processors that this process may run on.
 
     Raises:
         ValueError: If ``INVCONV_NUM_THREADS`` is not a number from 1 to 1024.

@@ -26,6 +26,9 @@ from torch import Tensor
 from invconv import _check, _core
 from invconv._check import CORNERS, Corner
 
+# torch's idle OpenMP threads spin; threads of our own would compete with them for the processors.
+_core.share_openmp()
+
 # ---- the raw operators ---------------------------------------------------------------------------
 # A corner is one name, or one for each group joined by commas: schemas know strings.
 
