@@ -56,6 +56,14 @@ class Scratch {
   void* data_ = nullptr;
 };
 
+/// With the number of threads made definite: it is read once, since another thread may be setting it.
+Execution settled(const Execution& execution) {
+  if (const auto* on_cpu = std::get_if<Cpu>(&execution); on_cpu != nullptr && on_cpu->threads <= 0) {
+    return Cpu{num_threads()};
+  }
+  return execution;
+}
+
 template <class T>
 std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Execution& execution) {
   if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
@@ -76,10 +84,11 @@ void run(const Problem& problem, void* workspace, const Execution& execution) {
 template <class T>
 void filter(const char* function, Operation operation, const char* in_name, View<const T> in, View<const T> weight,
             const char* out_name, View<T> out, const Options& options, const Workspace& workspace,
-            const Execution& execution) {
+            const Execution& requested) {
   const Sizes sizes = check_images(function, in_name, in.shape, weight.shape, options);
   check_same_shape(function, out_name, out.shape, in_name, in.shape);
   check_output(function, out_name, out.shape, out.stride);
+  const Execution execution = settled(requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(operation, sizes, execution));
   Filter<T> problem{operation, sizes, options.unit_diagonal, {}};
   problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
@@ -102,7 +111,8 @@ double to_double(bfloat16 value) { return to_float(value); }
 template <class T>
 std::size_t workspace_size(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                            const Execution& execution) {
-  return needed_workspace<T>(operation, check_images("workspace_size", "image", image, weight, options), execution);
+  return needed_workspace<T>(operation, check_images("workspace_size", "image", image, weight, options),
+                             settled(execution));
 }
 
 template <class T>
@@ -117,7 +127,7 @@ void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace wo
 
 template <class T>
 void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace,
-                 const Execution& execution) {
+                 const Execution& requested) {
   const char* const function = "weight_grad";
   const Sizes sizes = check_images(function, "x", x.shape, dw.shape, options);
   check_same_shape(function, "g", g.shape, "x", x.shape);
@@ -125,6 +135,7 @@ void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace
   if (options.transpose) {
     throw Error("[weight_grad] expected options without transpose; swap x and g instead");
   }
+  const Execution execution = settled(requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution));
   Correlation<T> problem{sizes, options.unit_diagonal, {}};
   problem.groups.reserve(static_cast<std::size_t>(sizes.groups));

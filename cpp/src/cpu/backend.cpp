@@ -47,8 +47,7 @@ int useful_threads(const Sizes& s, const Cpu& execution) {
   const double pixels = static_cast<double>(s.batch * s.height * s.width * s.groups * s.channels);
   const double work = pixels * static_cast<double>(2 * s.channels * s.kernel_height * s.kernel_width) / 50 + pixels / 2;
   constexpr double wake = 10000;
-  const int wanted = execution.threads > 0 ? execution.threads : num_threads();
-  return work / wake < wanted ? 1 + static_cast<int>(work / wake) : wanted;
+  return work / wake < execution.threads ? 1 + static_cast<int>(work / wake) : execution.threads;
 }
 
 /// Taps that reach beyond the image on every pixel are left out: they multiply nothing.
