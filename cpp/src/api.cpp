@@ -57,11 +57,13 @@ class Scratch {
 };
 
 /// With the number of threads made definite: it is read once, since another thread may be setting it.
-Execution settled(const Execution& execution) {
-  if (const auto* on_cpu = std::get_if<Cpu>(&execution); on_cpu != nullptr && on_cpu->threads <= 0) {
-    return Cpu{num_threads()};
+Execution settled(const char* function, const Execution& execution) {
+  const auto* on_cpu = std::get_if<Cpu>(&execution);
+  if (on_cpu == nullptr) {
+    return execution;
   }
-  return execution;
+  check_threads(function, on_cpu->threads);
+  return on_cpu->threads > 0 ? *on_cpu : Cpu{num_threads()};
 }
 
 template <class T>
@@ -88,7 +90,7 @@ void filter(const char* function, Operation operation, const char* in_name, View
   const Sizes sizes = check_images(function, in_name, in.shape, weight.shape, options);
   check_same_shape(function, out_name, out.shape, in_name, in.shape);
   check_output(function, out_name, out.shape, out.stride);
-  const Execution execution = settled(requested);
+  const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(operation, sizes, execution));
   Filter<T> problem{operation, sizes, options.unit_diagonal, {}};
   problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
@@ -112,7 +114,7 @@ template <class T>
 std::size_t workspace_size(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                            const Execution& execution) {
   return needed_workspace<T>(operation, check_images("workspace_size", "image", image, weight, options),
-                             settled(execution));
+                             settled("workspace_size", execution));
 }
 
 template <class T>
@@ -135,7 +137,7 @@ void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace
   if (options.transpose) {
     throw Error("[weight_grad] expected options without transpose; swap x and g instead");
   }
-  const Execution execution = settled(requested);
+  const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution));
   Correlation<T> problem{sizes, options.unit_diagonal, {}};
   problem.groups.reserve(static_cast<std::size_t>(sizes.groups));

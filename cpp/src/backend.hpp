@@ -59,8 +59,8 @@ struct Correlation {
   std::vector<Group> groups;
 };
 
-/// Every backend has these three, and is told a definite number of threads, in a namespace of its own; the workspace is
-/// at least as large as they ask.
+/// Every backend has these three, in a namespace of its own. The number of threads is definite, at least 1, and the
+/// workspace at least as large as they ask.
 #define INVCONV_BACKEND(EXECUTION)                                                                 \
   template <class T>                                                                               \
   std::size_t workspace_size(Operation operation, const Sizes& sizes, const EXECUTION& execution); \

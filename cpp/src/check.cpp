@@ -90,6 +90,12 @@ void check_workspace(const char* function, const Workspace& workspace, std::size
   }
 }
 
+void check_threads(const char* function, int threads) {
+  if (threads < 0) {
+    fail(function, "threads of at least 1, or 0 for num_threads()", std::to_string(threads));
+  }
+}
+
 void check_size(const char* function, std::int64_t height, std::int64_t width) {
   if (height < 0 || width < 0) {
     fail(function, "size = (H, W) without negative sizes", to_string({height, width}));

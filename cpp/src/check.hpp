@@ -23,6 +23,8 @@ void check_output(const char* function, const char* name, const Shape& shape, co
 /// That a caller's workspace is aligned and large enough.
 void check_workspace(const char* function, const Workspace& workspace, std::size_t needed);
 
+void check_threads(const char* function, int threads);
+
 void check_size(const char* function, std::int64_t height, std::int64_t width);
 
 }  // namespace invconv::detail
