@@ -64,8 +64,13 @@ def _check_tensor(function: str, name: str, tensor: Any, like: Tensor | None = N
     _check.dtype(function, name, got, None if like is None else _dtype_name(like))
 
 
+# A look-up, since str() of a dtype takes as long as a small solve.
+_DTYPE_NAMES = {getattr(torch, name): name for name in _check.DTYPES}
+
+
 def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    name = _DTYPE_NAMES.get(tensor.dtype)
+    return str(tensor.dtype).removeprefix("torch.") if name is None else name
 
 
 def _readable(tensor: Tensor) -> Tensor:
