@@ -167,6 +167,7 @@ void parallel_for(int threads, std::int64_t tasks, TaskBody body, void* context)
 
 bool share_openmp() {
 #if defined(__unix__) || defined(__APPLE__)
+  detail::watch_forks();
   auto& runtime = detail::openmp();
   runtime.max_threads = reinterpret_cast<detail::OpenMp::MaxThreads>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
   runtime.parallel = reinterpret_cast<detail::OpenMp::Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
