@@ -15,8 +15,16 @@ namespace invconv::detail {
 inline bool flips_rows(Corner corner) { return corner == Corner::bl || corner == Corner::br; }
 inline bool flips_columns(Corner corner) { return corner == Corner::tr || corner == Corner::br; }
 
+/// Whether there is no element to point at, where a flip would leave the array.
+inline bool has_no_elements(const Shape& shape) {
+  return shape[0] == 0 || shape[1] == 0 || shape[2] == 0 || shape[3] == 0;
+}
+
 template <class T>
 Images<T> group_images(const View<T>& view, std::int64_t group, std::int64_t channels, Corner corner, bool transpose) {
+  if (has_no_elements(view.shape)) {
+    return {view.data, 0, 0, 0, 0};
+  }
   Images<T> images{view.data + group * channels * view.stride[1], view.stride[0], view.stride[1], view.stride[2],
                    view.stride[3]};
   const auto flip = [&](std::int64_t& stride, std::int64_t size) {
@@ -37,6 +45,9 @@ Images<T> group_images(const View<T>& view, std::int64_t group, std::int64_t cha
 
 template <class T>
 Taps<T> group_taps(const View<T>& weight, std::int64_t group, std::int64_t channels, Corner corner, bool transpose) {
+  if (has_no_elements(weight.shape)) {
+    return {weight.data, 0, 0, 0, 0};
+  }
   Taps<T> taps{weight.data + group * channels * weight.stride[0], weight.stride[0], weight.stride[1], weight.stride[2],
                weight.stride[3]};
   const auto flip = [&](std::int64_t& stride, std::int64_t size) {
