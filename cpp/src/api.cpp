@@ -171,6 +171,7 @@ template <class T>
 double growth(View<const T> weight, std::int64_t height, std::int64_t width, const Options& options,
               const Cpu& execution) {
   check_size("growth", height, width);
+  check_threads("growth", execution.threads);
   const Sizes sizes = check_weight("growth", weight.shape, options);
   const std::int64_t channels = weight.shape[0], pixels = height * width;
   if (channels == 0 || pixels == 0) {

@@ -33,7 +33,7 @@ Sizes check_weight(const char* function, const Shape& weight, const Options& opt
   if (channels % groups != 0) {
     fail(function, "groups to divide C = " + std::to_string(channels), std::to_string(groups));
   }
-  if (weight[1] != channels / groups || weight[2] < 1 || weight[3] < 1) {
+  if (channels < 0 || weight[1] != channels / groups || weight[2] < 1 || weight[3] < 1) {
     fail(function,
          "weight of shape (C, C/groups, kh, kw) with C = " + std::to_string(channels) +
              ", groups = " + std::to_string(groups),
