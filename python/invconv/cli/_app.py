@@ -1,0 +1,207 @@
+"""The commands. What needs torch is imported inside them, so that --help is quick."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="invconv",
+    help="Normalizing flows with exact inverse convolutions: train, sample, evaluate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_DEFAULT_DATA = "mnist5k"
+_DEFAULT_PRESET = "small"
+_RUNS = Path("runs")
+_DEFAULT_RUN = _RUNS / f"{_DEFAULT_DATA}-{_DEFAULT_PRESET}"
+
+_Run = Annotated[
+    Path, typer.Argument(help="A run directory, or a model.safetensors file.", show_default=True)
+]
+_Device = Annotated[str, typer.Option(help="Where to compute, as torch names it.")]
+
+
+def _check_preset(name: str | None) -> str | None:
+    from invconv.train import PRESETS
+
+    if name is not None and name not in PRESETS:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(PRESETS)}")
+    return name
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="mnist5k (5000 MNIST digits), digits (scikit-learn's, 8 x 8), or a folder of "
+            f"image files of one size. Default: {_DEFAULT_DATA}."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            callback=_check_preset,
+            help="small (two CPU cores), small-reverse (the same without inverse convolutions, for "
+            f"comparison), tiny (seconds) or paper. Default: {_DEFAULT_PRESET}.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images. Default: the preset's.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in one step. Default: the preset's.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Largest learning rate. Default: the preset's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all random numbers. Default: 0.")] = None,
+    device: _Device = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out after its last epoch.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory. Default: runs/DATA-PRESET.")
+    ] = None,
+) -> None:
+    """Train a flow on images; without any option, on 5000 MNIST digits, in minutes.
+
+    The run directory holds the configuration, a row of figures for each epoch, the model, a summary
+    and three pictures. A run that was interrupted or killed loses at most the epoch it was in.
+    """
+    from invconv import data as datasets
+    from invconv import train as training
+    from invconv.cli._display import Display
+
+    source = data or _DEFAULT_DATA
+    if out is None:
+        name = source if source in datasets.BUILT_IN else Path(source).resolve().name
+        out = _RUNS / f"{name}-{preset or _DEFAULT_PRESET}"
+    where = training.select_device(device)
+    if resume:
+        asked = data and training.absolute_source(data)
+        config = training.read_config(
+            out, data=asked, preset=preset, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+        )
+        images = datasets.load(config.data)
+        if training.checksum(images) != config.data_checksum:
+            raise training.RunError(f"{config.data}: the images changed since {out} was begun")
+    else:
+        images = datasets.load(source)
+        config = training.new_config(
+            source,
+            images,
+            preset or _DEFAULT_PRESET,
+            seed or 0,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+        )
+        training.create_run(out, config)
+
+    console = Console(highlight=False)
+    console.print(
+        f"{images.name}: {len(images.train)} training, {len(images.validation)} validation and "
+        f"{len(images.test)} test images of {' x '.join(map(str, images.image_shape))}; "
+        f"run directory {out}",
+        soft_wrap=True,
+    )
+    summary_file = out / "summary.json"
+    if summary_file.exists():
+        console.print("this run is finished already")
+        summary = json.loads(summary_file.read_text())
+    else:
+        with Display(console) as display:
+            try:
+                summary = training.train(config, images, out, device=where, listener=display)
+            except KeyboardInterrupt:
+                command = f"invconv train --resume --out {out}"
+                print(f"invconv train: interrupted; go on with: {command}", file=sys.stderr)
+                raise typer.Exit(130) from None
+    console.print(
+        f"test {summary['test_bits_per_dim']:.4f} bits/dim, reconstruction error at most "
+        f"{summary['reconstruction_max_error']:.1e}, 100 samples in "
+        f"{summary['sample_seconds_per_100']:.3f} s, {summary['train_seconds']:.0f} s of training",
+        soft_wrap=True,
+    )
+    pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
+    console.print(f"pictures: {pictures}", soft_wrap=True)
+
+
+@app.command()
+def sample(
+    run: _Run = _DEFAULT_RUN,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many images.")] = 100,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Spread of the latents; below 1 is tamer, less varied.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the latents.")] = 0,
+    device: _Device = "cpu",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The picture. Default: samples-TEMPERATURE-SEED.png in the run."),
+    ] = None,
+) -> None:
+    """Draw images from a trained model into one picture."""
+    import torch
+
+    from invconv import train as training
+
+    model = training.load_model(run).to(training.select_device(device))
+    images = model.sample(n, temperature, generator=torch.Generator().manual_seed(seed))
+    folder = run if run.is_dir() else run.parent
+    out = out or folder / f"samples-{temperature:g}-{seed}.png"
+    title = f"{n} samples at temperature {temperature:g}"
+    training.save_grid(out, images, model.config.quantization, title)
+    print(out)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: _Run = _DEFAULT_RUN,
+    data: Annotated[
+        str | None, typer.Option(help="As for train. Default: what the run was trained on.")
+    ] = None,
+    device: _Device = "cpu",
+) -> None:
+    """Measure a trained model on the test images; prints JSON, like a run's summary."""
+    from invconv import data as datasets
+    from invconv import train as training
+
+    model = training.load_model(run).to(training.select_device(device))
+    if data is None:
+        data = training.read_config(run if run.is_dir() else run.parent).data
+    print(json.dumps(training.evaluate(model, datasets.load(data)), indent=2))
+
+
+@app.command()
+def info() -> None:
+    """Show the versions, the compiled core and the devices in use."""
+    import platform
+
+    import numpy
+    import torch
+
+    import invconv
+
+    table = Table(show_header=False, box=None)
+    rows = {
+        "invconv": invconv.__version__,
+        **{f"core: {name}": value for name, value in invconv.build_info().items()},
+        "threads": invconv.get_num_threads(),
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "numpy": numpy.__version__,
+        "torch": torch.__version__,
+        "devices": ", ".join(
+            ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))],
+        ),
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    Console(highlight=False).print(table)

@@ -1,0 +1,71 @@
+"""What a run shows on a terminal."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from invconv.train import Listener
+
+
+class _Speed(ProgressColumn):
+    """Images per second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} images/s")
+
+
+class Display(Listener):
+    """A bar over the whole run on a terminal, and a line for each epoch everywhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bits = 0.0
+        self._epochs = 0
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f}%"),
+            TextColumn("{task.fields[bits]} bits/dim"),
+            _Speed(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, epochs_done: int, epochs: int, images_per_epoch: int) -> None:
+        """Set up the bar, part of it done already when a run goes on."""
+        self._epochs = epochs
+        if epochs_done:
+            self._console.print(f"going on after epoch {epochs_done} of {epochs}")
+        self._task = self._progress.add_task(
+            "",
+            total=epochs * images_per_epoch,
+            completed=epochs_done * images_per_epoch,
+            epoch=epochs_done + 1,
+            epochs=epochs,
+            bits="-",
+        )
+
+    def batch_done(self, epoch: int, images: int, bits_per_dim: float) -> None:
+        """Advance the bar; its bits/dim are smoothed over about ten steps."""
+        self._bits = 0.9 * self._bits + 0.1 * bits_per_dim if self._bits else bits_per_dim
+        self._progress.update(self._task, advance=images, epoch=epoch, bits=f"{self._bits:.3f}")
+
+    def epoch_done(self, row: Mapping[str, float]) -> None:
+        """Print the epoch's figures."""
+        self._console.print(
+            f"epoch {row['epoch']:3.0f}/{self._epochs}   "
+            f"train {row['train_bits_per_dim']:.4f}   "
+            f"validation {row['validation_bits_per_dim']:.4f} bits/dim   {row['seconds']:5.1f} s"
+        )

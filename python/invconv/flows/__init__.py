@@ -1,0 +1,33 @@
+"""Normalizing flows with inverse convolutions: layers, and the whole Inverse-Flow model.
+
+Every layer is a :class:`Bijection`: ``forward(x, context=None) -> (z, logabsdet)`` goes from image
+to latent and ``inverse(z, context=None) -> (x, logabsdet)`` back, with ``logabsdet`` of shape
+``(batch,)``, as in nflows.
+"""
+
+from invconv.flows._actnorm import ActNorm
+from invconv.flows._bijection import Bijection, Sequential
+from invconv.flows._coupling import AffineCoupling, SplitPrior
+from invconv.flows._inverse_convolution import InverseConvolution
+from invconv.flows._model import PRESETS, FlowConfig, InverseFlow, StandardNormal
+from invconv.flows._permutations import Reverse, Squeeze
+from invconv.flows._preprocessing import Dequantization, Logit
+from invconv.flows._spline import RationalQuadraticSpline
+
+__all__ = [
+    "PRESETS",
+    "ActNorm",
+    "AffineCoupling",
+    "Bijection",
+    "Dequantization",
+    "FlowConfig",
+    "InverseConvolution",
+    "InverseFlow",
+    "Logit",
+    "RationalQuadraticSpline",
+    "Reverse",
+    "Sequential",
+    "SplitPrior",
+    "Squeeze",
+    "StandardNormal",
+]

@@ -1,0 +1,57 @@
+"""Activation normalization."""
+
+import torch
+from torch import Tensor
+
+from invconv.flows._bijection import Bijection, per_image
+
+
+class ActNorm(Bijection):
+    """Per-channel affine map ``z = (x - mean) exp(-log_std)``, initialised from the first batch.
+
+    The first batch in training mode sets both parameters so that every channel leaves with mean 0
+    and standard deviation 1 (Kingma and Dhariwal, *Glow*, NeurIPS 2018, section 3.1); from then on
+    they are trained. ``log|det| = -H W sum(log_std)``. Whether that happened is a buffer, so
+    loading a state never initialises again. A channel that is constant in that batch keeps scale 1.
+
+    Args:
+        channels: C.
+
+    Example:
+        >>> import torch
+        >>> from invconv.flows import ActNorm
+        >>> z, _ = ActNorm(3)(5 + 2 * torch.randn(100, 3, 4, 4))
+        >>> torch.allclose(z.std((0, 2, 3), correction=0), torch.ones(3))
+        True
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.zeros(channels))
+        self.log_std = torch.nn.Parameter(torch.zeros(channels))
+        self.initialized: Tensor
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor) -> None:
+        std, mean = torch.std_mean(x, (0, 2, 3), correction=0)
+        # Below this the spread is rounding error, and dividing by it would magnify that.
+        rounding = 16 * torch.finfo(x.dtype).eps * (mean.abs() + torch.finfo(x.dtype).tiny)
+        self.mean.copy_(mean)
+        self.log_std.copy_(torch.where(std > rounding, std, 1.0).log())
+        self.initialized.fill_(True)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Shift and scale every channel; in training mode the first batch initialises."""
+        if self.training and x.numel() and not self.initialized:
+            self._initialize(x)
+        z = (x - self.mean.view(-1, 1, 1)) * (-self.log_std).exp().view(-1, 1, 1)
+        return z, per_image(x, -self._log_volume(x))
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`forward`; never initialises."""
+        x = z * self.log_std.exp().view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+        return x, per_image(z, self._log_volume(z))
+
+    def _log_volume(self, x: Tensor) -> Tensor:
+        return x.shape[-2] * x.shape[-1] * self.log_std.sum()

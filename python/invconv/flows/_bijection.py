@@ -1,0 +1,74 @@
+"""The contract of every layer, and their composition."""
+
+import abc
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+class Bijection(torch.nn.Module, abc.ABC):
+    """An invertible map of image batches, with the logarithm of its volume change.
+
+    ``forward`` goes from the image to the latent, ``inverse`` back: the convention of nflows.
+    Both take ``(batch, C, H, W)`` and return the mapped batch and ``log|det J|`` of the direction
+    called, in nats, as a fresh contiguous tensor of shape ``(batch,)`` with x's dtype and device.
+    ``context`` is handed to every layer of a composition; layers without a condition ignore it.
+    """
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map image to latent: return ``(z, log|det dz/dx|)``."""
+
+    @abc.abstractmethod
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map latent to image: return ``(x, log|det dx/dz|)``."""
+
+
+def per_image(x: Tensor, value: Tensor | float = 0.0) -> Tensor:
+    """``value`` once for each image of x: fresh memory, so that callers may add to it in place."""
+    return x.new_zeros(x.shape[0]) + value
+
+
+def sum_over_image(x: Tensor) -> Tensor:
+    """Sum of every axis but the batch, shape ``(batch,)``."""
+    return x.flatten(1).sum(1)
+
+
+class Sequential(Bijection):
+    """The composition of several bijections, in the order of the image-to-latent pass.
+
+    ``log|det J| = sum_i log|det J_i|``, by the chain rule.
+
+    Args:
+        layers: the bijections, first the one next to the image.
+
+    Example:
+        >>> import torch
+        >>> from invconv.flows import ActNorm, Sequential, Squeeze
+        >>> flow = Sequential([Squeeze(), ActNorm(4)])
+        >>> z, logabsdet = flow(torch.randn(2, 1, 4, 4))
+        >>> z.shape, logabsdet.shape
+        (torch.Size([2, 4, 2, 2]), torch.Size([2]))
+    """
+
+    def __init__(self, layers: Iterable[Bijection]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the layers from first to last."""
+        logabsdet = per_image(x)
+        for layer in self.layers:
+            x, change = layer(x, context)
+            logabsdet = logabsdet + change
+        return x, logabsdet
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the layers' inverses from last to first."""
+        logabsdet = per_image(z)
+        for layer in reversed(self.layers):
+            z, change = cast(Bijection, layer).inverse(z, context)
+            logabsdet = logabsdet + change
+        return z, logabsdet

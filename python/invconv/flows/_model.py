@@ -1,0 +1,383 @@
+"""The Inverse-Flow model and its configuration."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from invconv.flows._actnorm import ActNorm
+from invconv.flows._bijection import Bijection, Sequential, per_image, sum_over_image
+from invconv.flows._coupling import AffineCoupling, SplitPrior
+from invconv.flows._inverse_convolution import InverseConvolution
+from invconv.flows._permutations import Reverse, Squeeze
+from invconv.flows._preprocessing import Dequantization, Logit
+from invconv.flows._spline import RationalQuadraticSpline
+
+_CORNERS = ("tl", "br", "tr", "bl")
+_MIXINGS = ("inverse_conv", "reverse")
+
+
+class StandardNormal(torch.nn.Module):
+    """Independent standard normal variables: the density of every latent.
+
+    ``log p(z) = -sum(z^2) / 2 - D log(2 pi) / 2`` for the D values of an image.
+
+    Example:
+        >>> import torch
+        >>> from invconv.flows import StandardNormal
+        >>> StandardNormal().log_prob(torch.zeros(2, 1, 1, 1)).tolist()
+        [-0.9189385175704956, -0.9189385175704956]
+    """
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of each image in nats, shape ``(batch,)``."""
+        return -0.5 * sum_over_image(z * z + math.log(2 * math.pi))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Everything that determines the architecture of an :class:`InverseFlow`.
+
+    Attributes:
+        image_shape: (C, H, W); height and width divisible by ``2**levels``.
+        quantization: Q, how many values a channel can take: 0 ... Q - 1.
+        logit_alpha: see :class:`Logit`.
+        levels: L, squeezes with a split prior between them.
+        steps: K, flow steps in each level.
+        hidden: channels inside the coupling nets.
+        kernel_size: of the inverse convolutions, one number, in pixels.
+        bound: rho in (0, 1) of the inverse convolutions; None leaves them free.
+        mixing: ``"inverse_conv"``, or ``"reverse"`` for the same model without the inverse
+            convolutions, whose channels are then mixed by fixed reversals alone.
+        spline_bins: pieces of each spline activation.
+        spline_tail: the splines bend inside [-tail, tail].
+
+    Raises:
+        ValueError: a value is outside its range.
+
+    Example:
+        >>> from invconv.flows import FlowConfig
+        >>> config = FlowConfig(image_shape=(3, 32, 32), levels=3)
+        >>> FlowConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    image_shape: tuple[int, int, int]
+    quantization: int = 256
+    logit_alpha: float = 1e-6
+    levels: int = 2
+    steps: int = 4
+    hidden: int = 64
+    kernel_size: int = 3
+    bound: float | None = 0.9
+    mixing: str = "inverse_conv"
+    spline_bins: int = 16
+    spline_tail: float = 3.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_shape", tuple(self.image_shape))
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(
+                f"[FlowConfig] expected image_shape (C, H, W), but got {self.image_shape}"
+            )
+        for name in ("levels", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"[FlowConfig] expected {name} of at least 1, but got {getattr(self, name)}"
+                )
+        multiple = 2**self.levels
+        _, height, width = self.image_shape
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"[FlowConfig] expected height and width divisible by {multiple} "
+                f"(levels = {self.levels}), but got {height} x {width}"
+            )
+        if self.mixing not in _MIXINGS:
+            raise ValueError(f"[FlowConfig] expected mixing in {_MIXINGS}, but got {self.mixing!r}")
+
+    def to_json(self) -> str:
+        """The configuration as one JSON object."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "FlowConfig":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the text is not JSON, or names a field that does not exist or lacks one.
+        """
+        try:
+            return cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(f"[FlowConfig] expected its own fields: {error}") from error
+
+
+# The rest of a FlowConfig under a short name: two CPU cores; seconds, for trying things out; and
+# the MNIST and CIFAR model of the paper.
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "small": MappingProxyType({"levels": 2, "steps": 4, "hidden": 64}),
+        "small-reverse": MappingProxyType(
+            {"levels": 2, "steps": 4, "hidden": 64, "mixing": "reverse"}
+        ),
+        "tiny": MappingProxyType({"levels": 2, "steps": 1, "hidden": 8}),
+        "paper": MappingProxyType({"levels": 2, "steps": 16, "hidden": 128}),
+    }
+)
+
+
+class InverseFlow(torch.nn.Module):
+    """Normalizing flow whose image-to-latent pass solves inverse convolutions.
+
+    Dequantization, logit and a spline that evens out the histogram of the pixel values, then L
+    levels of [squeeze, K steps]; a step is ActNorm, inverse
+    convolution (corners tl, br, tr, bl in turn), channel reversal, spline activation and affine
+    coupling. After each level but the last, half of the channels leave through a split prior.
+    The log-likelihood is the change of variables (Nagar and Varma, AISTATS 2025, arXiv 2410.14634):
+
+        ``log p(x) = sum_latents log N(z; 0, 1) + sum_layers log|det J|``.
+
+    Images are ``(batch, C, H, W)``. An integer tensor holds levels 0 ... Q - 1 and is dequantized;
+    a floating-point tensor is taken as already continuous, with values in [0, 1]. Everything is
+    computed and returned in the dtype of the parameters.
+
+    Args:
+        config: the architecture; or give the fields of :class:`FlowConfig` by name instead.
+
+    Raises:
+        ValueError: from the configuration.
+        TypeError: both a configuration and fields, or unknown fields.
+
+    Example:
+        >>> import torch
+        >>> from invconv.flows import InverseFlow
+        >>> flow = InverseFlow(image_shape=(1, 8, 8), levels=2, steps=1, hidden=8)
+        >>> images = torch.randint(0, 256, (5, 1, 8, 8))
+        >>> flow.log_prob(images).shape, flow.sample(3).dtype
+        (torch.Size([5]), torch.uint8)
+        >>> [tuple(z.shape) for z in flow.encode(images)]
+        [(5, 2, 4, 4), (5, 8, 2, 2)]
+    """
+
+    def __init__(self, config: FlowConfig | None = None, /, **fields: Any) -> None:
+        super().__init__()
+        if config is None:
+            config = FlowConfig(**fields)
+        elif fields:
+            raise TypeError("[InverseFlow] expected a config or its fields by name, but got both")
+        self.config = config
+        self.dequantization = Dequantization(config.quantization)
+        channels, height, width = config.image_shape
+        self.marginal = Sequential(
+            [
+                Logit(config.logit_alpha),
+                ActNorm(channels),
+                RationalQuadraticSpline(channels, config.spline_bins, config.spline_tail),
+            ]
+        )
+        self.base = StandardNormal()
+        self.levels = torch.nn.ModuleList()
+        self.priors = torch.nn.ModuleList()
+        self.latent_shapes: list[tuple[int, int, int]] = []
+        for level in range(config.levels):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            layers: list[Bijection] = [Squeeze()]
+            for step in range(config.steps):
+                layers += self._step(channels, _CORNERS[(level * config.steps + step) % 4])
+            self.levels.append(Sequential(layers))
+            if level < config.levels - 1:
+                self.priors.append(SplitPrior(channels, config.hidden))
+                channels //= 2
+            self.latent_shapes.append((channels, height, width))
+
+    def _step(self, channels: int, corner: str) -> list[Bijection]:
+        config = self.config
+        layers: list[Bijection] = [ActNorm(channels)]
+        if config.mixing == "inverse_conv":
+            layers.append(
+                InverseConvolution(channels, config.kernel_size, corner=corner, bound=config.bound)
+            )
+        return [
+            *layers,
+            Reverse(),
+            RationalQuadraticSpline(channels, config.spline_bins, config.spline_tail),
+            AffineCoupling(channels, config.hidden),
+        ]
+
+    @property
+    def _like(self) -> Tensor:
+        """Any parameter: its dtype and device are the model's."""
+        return next(self.parameters())
+
+    def dequantize(
+        self, x: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images as reals in [0, 1], in the model's dtype, and the log-determinant of that.
+
+        Integer images get uniform noise from ``generator``; floating-point ones pass unchanged,
+        with log-determinant 0.
+
+        Raises:
+            ValueError: wrong shape, or a value outside 0 ... Q - 1, or [0, 1] if floating-point.
+        """
+        shape = self.config.image_shape
+        if x.ndim != 4 or tuple(x.shape[1:]) != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(
+                f"[InverseFlow] expected images of shape (batch, {expected}), "
+                f"but got {tuple(x.shape)}"
+            )
+        largest = 1 if x.is_floating_point() else self.config.quantization - 1
+        # Written so that NaN fails as well.
+        if x.numel() and not (x.min() >= 0 and x.max() <= largest):
+            kind = "floating-point" if x.is_floating_point() else "integer"
+            raise ValueError(
+                f"[InverseFlow] expected {kind} images with values from 0 to {largest}, "
+                f"but got values from {x.min().item()} to {x.max().item()}"
+            )
+        values = x.to(self._like.dtype)
+        if x.is_floating_point():
+            return values, per_image(values)
+        z, logabsdet = self.dequantization(values, generator=generator)
+        return z, logabsdet
+
+    def _to_latents(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        x, logabsdet = self.marginal(x)
+        latents = []
+        for index, level in enumerate(self.levels):
+            x, change = level(x)
+            logabsdet = logabsdet + change
+            if index < len(self.priors):
+                x, change = self.priors[index](x)
+                logabsdet = logabsdet + change
+                x, final = x.chunk(2, 1)
+                latents.append(final)
+        return (*latents, x), logabsdet
+
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The same as :meth:`log_prob`, for wrappers that call the module itself."""
+        return self.log_prob(x, generator=generator)
+
+    def log_prob(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Log-likelihood of each image in nats, shape ``(batch,)``.
+
+        For integer images it is a lower bound on ``log P(x)``, see :meth:`bits_per_dim`, estimated
+        with one draw of the dequantization noise. For floating-point images it is the log-density.
+
+        Args:
+            x: images, see the class.
+            generator: source of the noise.
+
+        Raises:
+            ValueError: as :meth:`dequantize`.
+        """
+        x, logabsdet = self.dequantize(x, generator=generator)
+        latents, change = self._to_latents(x)
+        logabsdet = logabsdet + change
+        for z in latents:
+            logabsdet = logabsdet + self.base.log_prob(z)
+        return logabsdet
+
+    def bits_per_dim(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Bits per dimension of integer images, shape ``(batch,)``: lower is better.
+
+        An image of D = C H W integers has probability ``P(x)``, the integral of the model's density
+        over the unit cube at x. With u uniform in that cube, and p the density on ``[0, 1)^D``,
+
+            ``log P(x) = log E_u[p((x + u) / Q) / Q^D] >= E_u[log p((x + u) / Q)] - D log Q``
+
+        by Jensen's inequality; :meth:`log_prob` is the right-hand side with one draw of u. In bits
+        and per dimension that is ``-log_prob(x) / (D log 2)``, an upper bound on the length of a
+        lossless code. The uniform density, which knows nothing, has ``log2 Q``: 8 for 8 bits.
+
+        Args:
+            x: integer images with values 0 ... Q - 1.
+            generator: source of the dequantization noise.
+
+        Raises:
+            TypeError: floating-point images, which have a density but no code length.
+            ValueError: as :meth:`dequantize`.
+        """
+        if x.is_floating_point():
+            raise TypeError(f"[bits_per_dim] expected an integer tensor, but got {x.dtype}")
+        dims = math.prod(self.config.image_shape)
+        return self.log_prob(x, generator=generator) / (-dims * math.log(2))
+
+    def encode(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """Images to latents, one tensor for each level, of ``(batch, *latent_shapes[level])``.
+
+        Under the model all their values are independent standard normal.
+
+        Args:
+            x: images, see the class.
+            generator: source of the dequantization noise.
+
+        Raises:
+            ValueError: as :meth:`dequantize`.
+        """
+        x, _ = self.dequantize(x, generator=generator)
+        return self._to_latents(x)[0]
+
+    def decode(self, latents: Sequence[Tensor]) -> Tensor:
+        """Latents to images with values in [0, 1]; undoes :meth:`encode` of dequantized images.
+
+        Args:
+            latents: as :meth:`encode` returns them.
+
+        Raises:
+            ValueError: wrong number or shapes of latents.
+        """
+        shapes = [tuple(z.shape[1:]) for z in latents]
+        if shapes != self.latent_shapes:
+            raise ValueError(
+                f"[InverseFlow] expected latents of shapes (batch, ...) with {self.latent_shapes}, "
+                f"but got {shapes}"
+            )
+        *finals, x = (z.to(self._like.dtype) for z in latents)
+        for index in reversed(range(len(self.levels))):
+            if index < len(finals):
+                x, _ = cast(SplitPrior, self.priors[index]).inverse(
+                    torch.cat([x, finals[index]], 1)
+                )
+            x, _ = cast(Sequential, self.levels[index]).inverse(x)
+        x, _ = self.marginal.inverse(x)
+        # The inverse logit reaches alpha / (1 - 2 alpha) beyond either end.
+        return x.clamp(0, 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw n images, ``(n, C, H, W)``, integers 0 ... Q - 1, uint8 if Q <= 256 else int64.
+
+        Args:
+            n: how many.
+            temperature: standard deviation of the latents; below 1 gives tamer, less varied images.
+            generator: source of the latents, of any device.
+
+        Raises:
+            ValueError: a negative number, or a temperature that is negative or not finite.
+        """
+        if n < 0 or not 0 <= temperature < math.inf:
+            raise ValueError(
+                "[sample] expected n >= 0 and a finite temperature >= 0, "
+                f"but got n = {n}, temperature = {temperature}"
+            )
+        like = self._like
+        device = like.device if generator is None else generator.device
+        latents = [
+            temperature
+            * torch.randn(n, *shape, generator=generator, device=device, dtype=like.dtype)
+            for shape in self.latent_shapes
+        ]
+        images, _ = self.dequantization.inverse(self.decode([z.to(like.device) for z in latents]))
+        return images.to(torch.uint8 if self.config.quantization <= 256 else torch.int64)

@@ -1,0 +1,267 @@
+"""The two modules: one constrained weight, used in one direction or the other."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import invconv
+
+# Where the pixel itself sits in the kernel: the corner opposite to the open one (row, column).
+_ANCHOR = {"tl": (-1, -1), "tr": (-1, 0), "bl": (0, -1), "br": (0, 0)}
+
+# Rounding the input once moves the result by up to growth * eps times its largest value.
+# Above 1e-3 fewer than three digits are left, and the promise of an exact inverse is empty.
+_LARGEST_RELATIVE_ERROR = 1e-3
+
+
+class _TriangularConv2d(torch.nn.Module):
+    """The weight of a causal convolution, derived from free parameters, and the shared checks."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        corner: str | Sequence[str] = "tl",
+        groups: int = 1,
+        unit_diagonal: bool = True,
+        bound: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(
+                f"[{name}] expected channels divisible by groups, both at least 1, "
+                f"but got channels = {channels}, groups = {groups}"
+            )
+        if len(kernel) != 2 or min(kernel) < 1:
+            raise ValueError(
+                f"[{name}] expected kernel_size of one or two integers, each at least 1, "
+                f"but got {kernel_size!r}"
+            )
+        corners = (corner,) * groups if isinstance(corner, str) else tuple(corner)
+        if len(corners) != groups or any(c not in _ANCHOR for c in corners):
+            raise ValueError(
+                f"[{name}] expected corner 'tl', 'tr', 'bl' or 'br', or one of them for each of "
+                f"{groups} groups, but got {corner!r}"
+            )
+        if bound is not None and not 0 < bound < 1:
+            raise ValueError(f"[{name}] expected bound between 0 and 1, but got {bound!r}")
+
+        self.channels = channels
+        self.kernel_size = kernel
+        self.corner = corner if isinstance(corner, str) else corners
+        self.groups = groups
+        self.unit_diagonal = unit_diagonal
+        self.bound = bound
+        self._calls = 0
+        self._warned = False
+
+        size = channels // groups
+        anchor = torch.zeros(channels, 1, *kernel, device=device, dtype=dtype)
+        for group, c in enumerate(corners):
+            anchor[(slice(group * size, (group + 1) * size), 0, *_ANCHOR[c])] = 1
+        self._anchor: Tensor
+        self.register_buffer("_anchor", anchor, persistent=False)
+
+        # Row sums of about 0.1 over all taps: close to the identity, yet no two channels alike.
+        spread = 0.1 / (size * kernel[0] * kernel[1])
+        self.taps = torch.nn.Parameter(
+            torch.randn(channels, size, *kernel, device=device, dtype=dtype) * spread
+        )
+        if unit_diagonal:
+            self.register_parameter("log2_diagonal", None)
+        else:
+            self.log2_diagonal = torch.nn.Parameter(
+                torch.zeros(channels, device=device, dtype=dtype)
+            )
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that both directions use, of shape ``(C, C/groups, kh, kw)``.
+
+        The anchor's diagonal is written out (1 if ``unit_diagonal``) and its upper triangle is 0,
+        so this tensor is also right for ``torch.nn.functional.conv2d``.
+        """
+        size = self.channels // self.groups
+        taps: Tensor = self.taps
+        if self.bound is not None:
+            # An infinite parameter stands for the largest one, so that the sums below stay finite.
+            largest = torch.finfo(taps.dtype).max / taps.numel()
+            taps = taps.clamp(-largest, largest)
+        lower = (taps * self._anchor).sum((2, 3)).view(self.groups, size, size).tril(-1)
+        others = (taps * (1 - self._anchor)).view(self.groups, size, size, -1)
+        identity = torch.eye(size, device=taps.device, dtype=taps.dtype)
+        if self.bound is None:
+            anchor = lower + identity * self._diagonal()
+        else:
+            rows = lower.abs().sum(2, keepdim=True)
+            anchor = lower * (self.bound / rows.clamp_min(self.bound)) + identity
+            norms = others.abs().sum(2).amax(1).sum(1)
+            others = others * (self.bound / norms.clamp_min(self.bound)).view(-1, 1, 1, 1)
+            # M = D (I + L) (I + V), so V, the bounded part, is what A^-1 leaves of the taps.
+            anchor = self._diagonal() * anchor
+            others = anchor @ others.flatten(2)
+        shape = (self.channels, size, *self.kernel_size)
+        return others.reshape(shape) + anchor.reshape(self.channels, size, 1, 1) * self._anchor
+
+    def _diagonal(self) -> Tensor:
+        """The anchor's diagonal as ``(groups, C/groups, 1)``, positive; in [1/2, 2] if bounded."""
+        if self.log2_diagonal is None:
+            diagonal = self.taps.new_ones(self.channels)
+        elif self.bound is None:
+            diagonal = self.log2_diagonal.exp2()
+        else:
+            diagonal = self.log2_diagonal.tanh().exp2()
+        return diagonal.view(self.groups, -1, 1)
+
+    def _solve(self, y: Tensor) -> Tensor:
+        weight = self.weight
+        self._check_growth(y, weight)
+        return invconv.solve(
+            y, weight, corner=self.corner, unit_diagonal=self.unit_diagonal, groups=self.groups
+        )
+
+    def _conv(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        self._check_growth(x, weight)
+        return invconv.conv(
+            x, weight, corner=self.corner, unit_diagonal=self.unit_diagonal, groups=self.groups
+        )
+
+    def _conv_logabsdet(self, size: tuple[int, int]) -> Tensor:
+        return size[0] * size[1] * self._diagonal().log().sum()
+
+    def _check_growth(self, x: Tensor, weight: Tensor) -> None:
+        """Warn once when rounding errors grow too much in the solve; bounded weights cannot."""
+        if self.bound is not None or self._warned or torch.compiler.is_compiling():
+            return
+        # growth() reads numbers, which tensors inside torch.func transforms do not give.
+        if torch._C._are_functorch_transforms_active():
+            return
+        self._calls += 1
+        # It costs a solve with one impulse per channel: on calls 1, 2, 4, 8, ... only.
+        if self._calls & (self._calls - 1):
+            return
+        size = (x.shape[-2], x.shape[-1])
+        growth = invconv.growth(
+            weight.detach(),
+            size,
+            corner=self.corner,
+            unit_diagonal=self.unit_diagonal,
+            groups=self.groups,
+        )
+        # float16 and bfloat16 are storage types: their arithmetic is float32.
+        arithmetic = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if not growth * torch.finfo(arithmetic).eps <= _LARGEST_RELATIVE_ERROR:
+            self._warned = True
+            warnings.warn(
+                f"[{type(self).__name__}] on {size[0]} x {size[1]} images the inverse of this "
+                f"weight multiplies errors by up to {growth:.1e}: {arithmetic} keeps fewer than "
+                "three digits of the solution. Use bound=, for example bound=0.9, or float64",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def extra_repr(self) -> str:
+        """The arguments, as in the constructor."""
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, corner={self.corner!r}, "
+            f"groups={self.groups}, unit_diagonal={self.unit_diagonal}, bound={self.bound}"
+        )
+
+
+class InverseConv2d(_TriangularConv2d):
+    """Inverse of a causal convolution: ``forward`` solves ``y = M x`` for x.
+
+    ``forward(y) = M^-1 y`` is :func:`invconv.solve`, ``inverse(x) = M x`` is :func:`invconv.conv`,
+    where M is the convolution with ``weight`` (Nagar and Varma, AISTATS 2025, arXiv 2410.14634).
+
+    Args:
+        channels: C, the number of channels in and out.
+        kernel_size: kh and kw, one number for both or a pair, in pixels.
+        corner: the two sides where the image is padded: ``"tl"``, ``"tr"``, ``"bl"``, ``"br"``,
+            or a sequence with one name per group.
+        groups: the channels fall into this many independent groups.
+        unit_diagonal: the anchor's diagonal is 1 (volume preserving), else a positive parameter.
+        bound: rho in (0, 1), or None for a free weight.
+        device: of the parameters.
+        dtype: of the parameters, float32 if None; inputs must have the same.
+
+    Shapes:
+        ``(batch, C, H, W)`` or ``(C, H, W)`` in, the same out. ``weight`` is
+        ``(C, C/groups, kh, kw)``.
+
+    **With a bound** the weight is ``M = A (I + V)`` with the anchor ``A = D (I + L)``: L, strictly
+    lower triangular, is scaled until ``norm(L, inf) <= rho``; V, the other taps after ``A^-1``,
+    until the sum over the taps of their induced infinity norms is at most rho; D is 1 or within
+    [1/2, 2].
+    Neumann series give ``norm((I + V)^-1, inf) <= 1 / (1 - rho)`` and ``norm((I + L)^-1, inf) <=
+    1 / (1 - rho)``, hence in every group and on images of any size
+
+        ``norm(M^-1, inf) <= d / (1 - rho)^2``, where d = 1 (unit diagonal) or 2.
+
+    This holds for every value of the parameters but NaN, so no optimiser step can leave it.
+
+    **Without a bound** nothing limits the inverse. The module then measures :func:`invconv.growth`
+    on its calls 1, 2, 4, 8, ... and gives one RuntimeWarning when growth times the machine epsilon
+    of the arithmetic (float32; float64 for float64 inputs) passes 1e-3: rounding the input alone
+    then leaves fewer than three digits of the solution.
+
+    Raises:
+        ValueError: an argument is outside its range, or two of them contradict each other.
+
+    Example:
+        >>> import torch
+        >>> from invconv.nn import InverseConv2d
+        >>> module = InverseConv2d(4, 3, corner="br", bound=0.9)
+        >>> y = torch.randn(2, 4, 8, 8)
+        >>> torch.allclose(module.inverse(module(y)), y, atol=1e-5)
+        True
+    """
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return x with ``M x = y``; same shape and dtype as y."""
+        return self._solve(y)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Return ``M x``, which undoes :meth:`forward`; same shape and dtype as x."""
+        return self._conv(x)
+
+    def logabsdet(self, size: tuple[int, int]) -> Tensor:
+        """``log|det|`` of :meth:`forward` on (H, W) images, in nats: ``-H W sum(log diagonal)``."""
+        return -self._conv_logabsdet(size)
+
+
+class CausalConv2d(_TriangularConv2d):
+    """Causal convolution with an exact inverse: ``forward`` convolves, ``inverse`` solves.
+
+    ``forward(x) = M x`` is :func:`invconv.conv`, ``inverse(y) = M^-1 y`` is :func:`invconv.solve`:
+    the two directions of :class:`InverseConv2d` swapped. Arguments, shapes, the bound and the
+    warning are the same; the bound limits ``inverse``.
+
+    Example:
+        >>> import torch
+        >>> from invconv.nn import CausalConv2d
+        >>> module = CausalConv2d(4, (3, 2), groups=2, unit_diagonal=False)
+        >>> x = torch.randn(2, 4, 8, 8)
+        >>> torch.allclose(module.inverse(module(x)), x, atol=1e-5)
+        True
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``M x``; same shape and dtype as x."""
+        return self._conv(x)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return x with ``M x = y``, which undoes :meth:`forward`; same shape and dtype as y."""
+        return self._solve(y)
+
+    def logabsdet(self, size: tuple[int, int]) -> Tensor:
+        """``log|det|`` of :meth:`forward` on (H, W) images, in nats: ``H W sum(log diagonal)``."""
+        return self._conv_logabsdet(size)

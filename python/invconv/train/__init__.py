@@ -1,0 +1,31 @@
+"""Train a flow into a run directory, and read it back: the engine below ``invconv train``.
+
+A run directory holds ``config.json``, ``metrics.jsonl`` (a row for each epoch),
+``checkpoint.safetensors`` (everything that resuming needs), ``model.safetensors`` (the averaged
+weights, for use) and, once finished, ``summary.json`` and three pictures.
+"""
+
+from invconv.train._config import PRESETS, Preset, TrainConfig
+from invconv.train._evaluate import evaluate, select_device
+from invconv.train._files import RunError, load_model
+from invconv.train._fit import Listener, train
+from invconv.train._pictures import save_grid
+from invconv.train._run import absolute_source, checksum, create_run, new_config, read_config
+
+__all__ = [
+    "PRESETS",
+    "Listener",
+    "Preset",
+    "RunError",
+    "TrainConfig",
+    "absolute_source",
+    "checksum",
+    "create_run",
+    "evaluate",
+    "load_model",
+    "new_config",
+    "read_config",
+    "save_grid",
+    "select_device",
+    "train",
+]

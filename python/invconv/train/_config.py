@@ -1,0 +1,87 @@
+"""What determines a run."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from invconv import flows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How long and how fast a model of :data:`invconv.flows.PRESETS` is trained.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images in one step.
+        lr: the largest learning rate of Adam; it rises over the first epoch, then falls to 0.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "small": Preset(epochs=30, batch_size=50, lr=1e-2),
+        "small-reverse": Preset(epochs=30, batch_size=50, lr=1e-2),
+        "tiny": Preset(epochs=3, batch_size=100, lr=1e-2),
+        "paper": Preset(epochs=100, batch_size=100, lr=1e-3),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that determines a run; written to ``config.json``.
+
+    Attributes:
+        data: what :func:`invconv.data.load` takes; a folder as an absolute path.
+        data_checksum: of the images, so that a run never resumes on others.
+        preset: the name it began from, for the record.
+        epochs, batch_size, lr: see :class:`Preset`.
+        seed: of the initial weights, and with the epoch of all that is random in it.
+        flow: the model.
+
+    Raises:
+        ValueError: a number is outside its range.
+    """
+
+    data: str
+    data_checksum: str
+    preset: str
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    flow: flows.FlowConfig
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, but got {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"expected lr above 0 and finite, but got {self.lr}")
+        if self.seed < 0:
+            raise ValueError(f"expected seed of at least 0, but got {self.seed}")
+
+    def to_json(self) -> str:
+        """The configuration as an indented JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such an object.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            flow = flows.FlowConfig(**fields.pop("flow"))
+            return cls(flow=flow, **fields)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"expected the fields of a TrainConfig: {error}") from error

@@ -1,0 +1,113 @@
+"""The pictures of a run."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from invconv.data import ImageData
+from invconv.flows import InverseFlow, Squeeze
+from invconv.train._files import write_atomic
+
+# A little below 1: fewer odd shapes, at some cost in variety. The title says it.
+_TEMPERATURE = 0.8
+
+
+def _save(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
+    write_atomic(path, content.getvalue())
+
+
+def _tiles(images: Tensor, columns: int) -> npt.NDArray[np.float32]:
+    """Images ``(n, C, H, W)`` as one ``(height, width, C)``, a gray pixel between them."""
+    n, c, h, w = images.shape
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1, c), 0.5, np.float32)
+    for i, image in enumerate(images.movedim(1, 3).cpu().numpy()):
+        top, left = i // columns * (h + 1), i % columns * (w + 1)
+        sheet[top : top + h, left : left + w] = image
+    return sheet
+
+
+def save_grid(path: Path, images: Tensor, quantization: int, title: str) -> None:
+    """Write integer images ``(n, C, H, W)`` as one picture, about as wide as high."""
+    columns = max(1, math.ceil(math.sqrt(len(images))))
+    figure = Figure(figsize=(6, 6))
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=10)
+    _show(axes, _tiles(images.float() / (quantization - 1), columns))
+    _save(figure, path)
+
+
+def _show(axes: Any, sheet: npt.NDArray[np.float32]) -> None:
+    axes.imshow(np.repeat(sheet, 3, 2) if sheet.shape[2] == 1 else sheet[:, :, :3], vmin=0, vmax=1)
+    axes.axis("off")
+
+
+def save_samples(path: Path, model: InverseFlow, generator: torch.Generator) -> None:
+    """Write 100 samples."""
+    images = model.sample(100, _TEMPERATURE, generator=generator)
+    title = f"100 samples at temperature {_TEMPERATURE}"
+    save_grid(path, images, model.config.quantization, title)
+
+
+def _latent_image(model: InverseFlow, latents: Sequence[Tensor]) -> Tensor:
+    """All latents at the places of the pixels they come from, in the shape of the images."""
+    squeeze = Squeeze()
+    *finals, z = latents
+    for index in reversed(range(len(latents))):
+        if index < len(finals):
+            z = torch.cat([z, finals[index]], 1)
+        z, _ = squeeze.inverse(z)
+    return z
+
+
+@torch.no_grad()
+def save_reconstruction(path: Path, model: InverseFlow, data: ImageData) -> None:
+    """Write ten test images, their latents, and the images decoded from these."""
+    images = torch.from_numpy(data.test[:10]).to(next(model.parameters()).device)
+    x, _ = model.dequantize(images, generator=torch.Generator().manual_seed(0))
+    latents = model.encode(x)
+    again = model.decode(latents)
+    # Three standard deviations to either side of gray.
+    noise = (_latent_image(model, latents) / 6 + 0.5).clamp(0, 1)
+    figure = Figure(figsize=(8, 2.9))
+    error = (again - x).abs().max().item()
+    rows = {
+        "image": x,
+        "latent": noise,
+        f"decoded\n(error {error:.0e})": again,
+    }
+    for index, (label, row) in enumerate(rows.items()):
+        axes = figure.add_subplot(3, 1, index + 1)
+        axes.text(-0.01, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=9)
+        _show(axes, _tiles(row, 10))
+    _save(figure, path)
+
+
+def save_curve(path: Path, rows: Sequence[dict[str, float]], test_bits_per_dim: float) -> None:
+    """Write bits/dim against the epoch."""
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(6.5, 4))
+    axes = figure.add_subplot()
+    training, validation = (
+        [row[f"{part}_bits_per_dim"] for row in rows] for part in ("train", "validation")
+    )
+    axes.plot(epochs, training, label="training")
+    axes.plot(epochs, validation, label="validation, averaged weights")
+    label = f"test at the end: {test_bits_per_dim:.3f}"
+    axes.axhline(test_bits_per_dim, color="gray", ls="--", lw=1, label=label)
+    # The first epochs lie far above; the eye should rest on where it settles.
+    axes.set_ylim(min(*training, *validation) - 0.1, max(validation[len(rows) // 10 :]) + 0.2)
+    axes.set(xlabel="epoch", ylabel="bits per dimension")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)

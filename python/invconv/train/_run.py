@@ -1,0 +1,108 @@
+"""Run directories: which configuration a run has, and whether it may begin or go on."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from invconv import flows
+from invconv.data import BUILT_IN, ImageData
+from invconv.train._config import PRESETS, TrainConfig
+from invconv.train._files import RunError, write_atomic
+
+
+def new_config(source: str, data: ImageData, preset: str, seed: int, **given: Any) -> TrainConfig:
+    """The configuration of a new run: the preset's, with what was given in its place.
+
+    The model has as many levels as the images can be halved, at most the preset's.
+
+    Args:
+        source: what ``data`` was loaded from.
+        data: the images, which fix the model's image shape and quantization.
+        preset: a name in :data:`PRESETS`.
+        seed: any number from 0.
+        given: ``epochs``, ``batch_size``, ``lr``; None means the preset's.
+
+    Raises:
+        RunError: a value is outside its range, or the images do not fit the model.
+    """
+    training = dataclasses.asdict(PRESETS[preset])
+    training |= {name: value for name, value in given.items() if value is not None}
+    model = dict(flows.PRESETS[preset])
+    _, height, width = data.image_shape
+    while model["levels"] > 1 and (height % 2 ** model["levels"] or width % 2 ** model["levels"]):
+        model["levels"] -= 1
+    try:
+        flow = flows.FlowConfig(
+            image_shape=data.image_shape, quantization=data.quantization, **model
+        )
+        return TrainConfig(
+            data=absolute_source(source),
+            data_checksum=checksum(data),
+            preset=preset,
+            seed=seed,
+            flow=flow,
+            **training,
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def absolute_source(source: str) -> str:
+    """A folder as its absolute path, so that a run resumes from any directory."""
+    return source if source in BUILT_IN else str(Path(source).resolve())
+
+
+def checksum(data: ImageData) -> str:
+    """A short word that differs when the images or their split do."""
+    crc = 0
+    for part in (data.train, data.validation, data.test):
+        crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
+    return f"{crc:08x}"
+
+
+def create_run(out: Path, config: TrainConfig) -> None:
+    """Make the directory of a new run and write its configuration.
+
+    Raises:
+        RunError: there is a run with results already.
+        OSError: the directory cannot be made or written.
+    """
+    if (out / "summary.json").exists():
+        raise RunError(f"{out} holds a finished run; choose another directory with --out")
+    if (out / "checkpoint.safetensors").exists():
+        raise RunError(
+            f"{out} holds an unfinished run; go on with --resume, or choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "config.json", config.to_json().encode())
+
+
+def read_config(out: Path, **given: Any) -> TrainConfig:
+    """The configuration of an existing run.
+
+    Args:
+        out: the run directory.
+        given: what the user asks for by name; None is no opinion, another value must agree.
+
+    Raises:
+        RunError: there is no run, its configuration is damaged, or a given value disagrees.
+    """
+    path = out / "config.json"
+    try:
+        config = TrainConfig.from_json(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"{out} holds no run to resume: there is no {path}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: damaged: {error}") from error
+    for name, value in given.items():
+        kept = getattr(config, name)
+        if value is not None and value != kept:
+            option = "--" + name.replace("_", "-")
+            raise RunError(
+                f"{out} was begun with {option} {kept}, so it cannot go on with {option} {value}; "
+                "begin another run with --out"
+            )
+    return config

@@ -1,0 +1,179 @@
+// A bad argument gets one clear line, and nothing is written.
+
+#include <functional>
+#include <initializer_list>
+
+#include "support.hpp"
+
+namespace invconv::test {
+namespace {
+
+std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+Options with_groups(Index groups) {
+  Options options;
+  options.groups = groups;
+  return options;
+}
+
+Options with_corners(std::initializer_list<Corner> corners, Index groups) {
+  Options options = with_groups(groups);
+  options.corners = corners;
+  return options;
+}
+
+/// A call's shapes and options, and the message that it must give, without the function's name.
+struct BadCall {
+  Shape in, weight, out;
+  Options options;
+  const char* message;
+};
+
+const BadCall bad_calls[] = {
+    {{2, 12, 8, 8},
+     {12, 6, 3, 3},
+     {2, 12, 8, 8},
+     {},
+     "expected weight of shape (C, C/groups, kh, kw) with C = 12, groups = 1, but got (12, 6, 3, 3)"},
+    {{2, 12, 8, 8},
+     {6, 12, 3, 3},
+     {2, 12, 8, 8},
+     {},
+     "expected weight of shape (C, C/groups, kh, kw) with C = 12, groups = 1, but got (6, 12, 3, 3)"},
+    {{2, 12, 8, 8},
+     {12, 12, 3, 3},
+     {2, 12, 8, 8},
+     with_groups(2),
+     "expected weight of shape (C, C/groups, kh, kw) with C = 12, groups = 2, but got (12, 12, 3, 3)"},
+    {{2, 4, 8, 8},
+     {4, 4, 0, 3},
+     {2, 4, 8, 8},
+     {},
+     "expected weight of shape (C, C/groups, kh, kw) with C = 4, groups = 1, but got (4, 4, 0, 3)"},
+    {{2, 4, 8, 8},
+     {4, 4, 3, -1},
+     {2, 4, 8, 8},
+     {},
+     "expected weight of shape (C, C/groups, kh, kw) with C = 4, groups = 1, but got (4, 4, 3, -1)"},
+    {{2, 4, 8, 8}, {4, 4, 3, 3}, {2, 4, 8, 8}, with_groups(0), "expected groups to be at least 1, but got 0"},
+    {{2, 4, 8, 8}, {4, 4, 3, 3}, {2, 4, 8, 8}, with_groups(-1), "expected groups to be at least 1, but got -1"},
+    {{2, 4, 8, 8}, {4, 4, 3, 3}, {2, 4, 8, 8}, with_groups(3), "expected groups to divide C = 4, but got 3"},
+    {{2, 4, 8, 8},
+     {4, 1, 3, 3},
+     {2, 4, 8, 8},
+     with_corners({}, 4),
+     "expected one corner, or one for each of the groups = 4, but got 0"},
+    {{2, 4, 8, 8},
+     {4, 1, 3, 3},
+     {2, 4, 8, 8},
+     with_corners({Corner::tl, Corner::br}, 4),
+     "expected one corner, or one for each of the groups = 4, but got 2"},
+};
+
+TEST(Errors, SolveAndConv) {
+  for (const BadCall& bad : bad_calls) {
+    // Nothing may be read or written, so the arrays need not exist.
+    const auto in = View<const float>{nullptr, bad.in, {}};
+    const auto weight = View<const float>{nullptr, bad.weight, {}};
+    const auto out = View<float>::contiguous(nullptr, bad.out);
+    EXPECT_EQ(message_of([&] { solve<float>(in, weight, out, bad.options, {}, Cpu{}); }),
+              std::string("[solve] ") + bad.message);
+    EXPECT_EQ(message_of([&] { conv<float>(in, weight, out, bad.options, {}, Cpu{}); }),
+              std::string("[conv] ") + bad.message);
+    EXPECT_EQ(message_of([&] { workspace_size<float>(Operation::solve, bad.in, bad.weight, bad.options, Cpu{}); }),
+              std::string("[workspace_size] ") + bad.message);
+  }
+}
+
+TEST(Errors, WeightGrad) {
+  for (const BadCall& bad : bad_calls) {
+    const auto images = View<const double>{nullptr, bad.in, {}};
+    const auto dw = View<double>::contiguous(nullptr, bad.weight);
+    EXPECT_EQ(message_of([&] { weight_grad<double>(images, images, dw, bad.options, {}, Cpu{}); }),
+              std::string("[weight_grad] ") + bad.message);
+  }
+  const View<const double> x{nullptr, {2, 4, 8, 8}, {}}, g{nullptr, {2, 4, 8, 7}, {}};
+  const auto dw = View<double>::contiguous(nullptr, {4, 4, 3, 3});
+  EXPECT_EQ(message_of([&] { weight_grad<double>(x, g, dw, {}, {}, Cpu{}); }),
+            "[weight_grad] expected g of the shape of x, (2, 4, 8, 8), but got (2, 4, 8, 7)");
+  Options transposed;
+  transposed.transpose = true;
+  EXPECT_EQ(message_of([&] { weight_grad<double>(x, x, dw, transposed, {}, Cpu{}); }),
+            "[weight_grad] expected options without transpose; swap x and g instead");
+  const View<double> shared{nullptr, {4, 4, 3, 3}, {36, 0, 3, 1}};
+  EXPECT_EQ(message_of([&] { weight_grad<double>(x, x, shared, {}, {}, Cpu{}); }),
+            "[weight_grad] expected dw whose elements have places of their own, but got one with a stride of 0");
+}
+
+TEST(Errors, ImagesThatDoNotFit) {
+  const View<const float> weight{nullptr, {4, 4, 3, 3}, {}};
+  const auto solve_with = [&](const Shape& y, const View<float>& x) {
+    return message_of([&] { solve<float>(View<const float>{nullptr, y, {}}, weight, x, {}, {}, Cpu{}); });
+  };
+  EXPECT_EQ(solve_with({2, 4, 8, 8}, View<float>::contiguous(nullptr, {2, 4, 8, 9})),
+            "[solve] expected x of the shape of y, (2, 4, 8, 8), but got (2, 4, 8, 9)");
+  EXPECT_EQ(solve_with({-1, 4, 8, 8}, View<float>::contiguous(nullptr, {-1, 4, 8, 8})),
+            "[solve] expected y of a shape without negative sizes, but got (-1, 4, 8, 8)");
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    auto x = View<float>::contiguous(nullptr, {2, 4, 8, 8});
+    x.stride[axis] = 0;
+    EXPECT_EQ(solve_with({2, 4, 8, 8}, x),
+              "[solve] expected x whose elements have places of their own, but got one with a stride of 0");
+  }
+}
+
+TEST(Errors, LogAbsDetAndGrowth) {
+  const std::vector<float> taps(36);
+  const auto weight = [&](const Shape& shape) { return View<const float>::contiguous(taps.data(), shape); };
+  const auto both = [&](const Shape& shape, Index height, Index width, const Options& options,
+                        const std::string& text) {
+    EXPECT_EQ(message_of([&] { logabsdet<float>(weight(shape), height, width, options); }), "[logabsdet] " + text);
+    EXPECT_EQ(message_of([&] { growth<float>(weight(shape), height, width, options); }), "[growth] " + text);
+  };
+  both({2, 2, 3, 3}, -1, 4, {}, "expected size = (H, W) without negative sizes, but got (-1, 4)");
+  both({2, 2, 3, 3}, 4, -2, {}, "expected size = (H, W) without negative sizes, but got (4, -2)");
+  both({2, 1, 3, 3}, 4, 4, {},
+       "expected weight of shape (C, C/groups, kh, kw) with C = 2, groups = 1, but got (2, 1, 3, 3)");
+  both({-2, -2, 3, 3}, 4, 4, {},
+       "expected weight of shape (C, C/groups, kh, kw) with C = -2, groups = 1, but got (-2, -2, 3, 3)");
+  both({2, 2, 3, 3}, 4, 4, with_groups(3), "expected groups to divide C = 2, but got 3");
+  both({2, 2, 3, 3}, 4, 4, with_corners({Corner::tl, Corner::tl}, 1),
+       "expected one corner, or one for each of the groups = 1, but got 2");
+}
+
+TEST(Errors, CudaIsRefusedByABuildWithoutIt) {
+  const std::string text = "[cuda] this build of invconv has no CUDA kernels; use the CPU";
+  const Array<float> images({1, 1, 2, 2}), weight({1, 1, 1, 1}), out({1, 1, 2, 2});
+  const std::vector<float> before = out.buffer();
+  EXPECT_EQ(message_of([&] { solve<float>(images.view(), weight.view(), out.view(), {}, {}, Cuda{}); }), text);
+  EXPECT_EQ(message_of([&] { conv<float>(images.view(), weight.view(), out.view(), {}, {}, Cuda{}); }), text);
+  EXPECT_EQ(message_of([&] { weight_grad<float>(images.view(), images.view(), weight.view(), {}, {}, Cuda{}); }), text);
+  EXPECT_EQ(message_of([&] { workspace_size<float>(Operation::conv, {1, 1, 2, 2}, {1, 1, 1, 1}, {}, Cuda{}); }), text);
+  EXPECT_TRUE(same_bits(out.buffer(), before));
+}
+
+TEST(Errors, NegativeNumbersOfThreads) {
+  const std::string text = "expected threads of at least 1, or 0 for num_threads(), but got -1";
+  const Array<float> images({1, 1, 2, 2}), weight({1, 1, 1, 1}), out({1, 1, 2, 2});
+  const Cpu cpu{-1};
+  EXPECT_EQ(message_of([&] { solve<float>(images.view(), weight.view(), out.view(), {}, {}, cpu); }),
+            "[solve] " + text);
+  EXPECT_EQ(message_of([&] { conv<float>(images.view(), weight.view(), out.view(), {}, {}, cpu); }), "[conv] " + text);
+  EXPECT_EQ(message_of([&] { weight_grad<float>(images.view(), images.view(), weight.view(), {}, {}, cpu); }),
+            "[weight_grad] " + text);
+  EXPECT_EQ(message_of([&] { growth<float>(weight.view(), 2, 2, {}, cpu); }), "[growth] " + text);
+  EXPECT_EQ(message_of([&] { workspace_size<float>(Operation::conv, {1, 1, 2, 2}, {1, 1, 1, 1}, {}, cpu); }),
+            "[workspace_size] " + text);
+}
+
+TEST(Errors, AreInvalidArguments) { EXPECT_THROW(set_num_threads(0), std::invalid_argument); }
+
+}  // namespace
+}  // namespace invconv::test

@@ -1,0 +1,125 @@
+// The same bits for any number of threads, any batch that an image sits in, and any layout.
+
+#include "support.hpp"
+
+namespace invconv::test {
+namespace {
+
+constexpr int thread_counts[] = {1, 2, 3, 8};
+
+/// Enough work for 8 threads: a helper thread is woken for each 10 microseconds of it (about 0.5 million operations).
+Problem busy_problem() {
+  Options options;
+  options.groups = 2;
+  options.corners = {Corner::tr, Corner::bl};
+  options.unit_diagonal = false;
+  return make_problem({37, 6, 17, 19}, 3, 3, options);
+}
+
+template <class T>
+std::vector<T> solved(const Dense& y, const Dense& weight, const Options& options, const Execution& execution,
+                      const Layout& layout = contiguous) {
+  const Array<T> in(y, layout), taps(weight, layout), out(y.shape, layout);
+  solve<T>(in.view(), taps.view(), out.view(), options, {}, execution);
+  return out.elements();
+}
+
+template <class T>
+std::vector<T> convolved(const Dense& x, const Dense& weight, const Options& options, const Execution& execution,
+                         const Layout& layout = contiguous) {
+  const Array<T> in(x, layout), taps(weight, layout), out(x.shape, layout);
+  conv<T>(in.view(), taps.view(), out.view(), options, {}, execution);
+  return out.elements();
+}
+
+template <class T>
+std::vector<T> differentiated(const Dense& x, const Dense& g, const Shape& weight, const Options& options,
+                              const Execution& execution, const Layout& layout = contiguous) {
+  const Array<T> inputs(x, layout), outputs(g, layout), dw(weight, layout);
+  weight_grad<T>(inputs.view(), outputs.view(), dw.view(), options, {}, execution);
+  return dw.elements();
+}
+
+/// Images [first, last) of a batch.
+Dense slice(const Dense& images, Index first, Index last) {
+  Dense part({last - first, images.shape[1], images.shape[2], images.shape[3]});
+  const auto begin = images.data.begin() + static_cast<std::ptrdiff_t>(images.index(first, 0, 0, 0));
+  part.data.assign(begin, begin + static_cast<std::ptrdiff_t>(part.data.size()));
+  return part;
+}
+
+template <class T>
+class Reproducible : public ::testing::Test {
+ protected:
+  Random random_{1};
+  Problem problem_ = busy_problem();
+  Dense a_ = random_images(random_, problem_.image), b_ = random_images(random_, problem_.image);
+  Dense weight_ = random_weight(random_, problem_.weight, problem_.options, 0.9);
+};
+TYPED_TEST_SUITE(Reproducible, StorageTypes, );
+
+TYPED_TEST(Reproducible, ForAnyNumberOfThreads) {
+  using T = TypeParam;
+  for (const Operation operation : {Operation::solve, Operation::conv, Operation::weight_grad}) {
+    const auto scratch = [&](int threads) {
+      return workspace_size<T>(operation, this->problem_.image, this->problem_.weight, this->problem_.options,
+                               Cpu{threads});
+    };
+    // Each thread has scratch memory of its own, so this shows that the threads are there to disagree.
+    ASSERT_LT(scratch(1), scratch(2));
+    ASSERT_LT(scratch(2), scratch(3));
+    ASSERT_LT(scratch(3), scratch(8));
+  }
+  const auto x = solved<T>(this->a_, this->weight_, this->problem_.options, Cpu{1});
+  const auto y = convolved<T>(this->a_, this->weight_, this->problem_.options, Cpu{1});
+  const auto dw = differentiated<T>(this->a_, this->b_, this->problem_.weight, this->problem_.options, Cpu{1});
+  for (const int threads : thread_counts) {
+    SCOPED_TRACE(threads);
+    EXPECT_TRUE(same_bits(x, solved<T>(this->a_, this->weight_, this->problem_.options, Cpu{threads})));
+    EXPECT_TRUE(same_bits(y, convolved<T>(this->a_, this->weight_, this->problem_.options, Cpu{threads})));
+    EXPECT_TRUE(same_bits(
+        dw, differentiated<T>(this->a_, this->b_, this->problem_.weight, this->problem_.options, Cpu{threads})));
+    const int before = num_threads();
+    set_num_threads(threads);
+    EXPECT_TRUE(same_bits(x, solved<T>(this->a_, this->weight_, this->problem_.options, Cpu{})));
+    EXPECT_TRUE(
+        same_bits(dw, differentiated<T>(this->a_, this->b_, this->problem_.weight, this->problem_.options, Cpu{})));
+    set_num_threads(before);
+  }
+}
+
+TYPED_TEST(Reproducible, InAnyBatch) {
+  using T = TypeParam;
+  const Index batch = this->problem_.image[0];
+  const auto x = solved<T>(this->a_, this->weight_, this->problem_.options, Cpu{2});
+  const auto y = convolved<T>(this->a_, this->weight_, this->problem_.options, Cpu{2});
+  for (const Index size : {1, 2, 3, 5, 8, 16, 17, 36}) {
+    std::vector<T> x_parts, y_parts;
+    for (Index first = 0; first < batch; first += size) {
+      const Dense part = slice(this->a_, first, std::min(first + size, batch));
+      const auto x_part = solved<T>(part, this->weight_, this->problem_.options, Cpu{2});
+      const auto y_part = convolved<T>(part, this->weight_, this->problem_.options, Cpu{2});
+      x_parts.insert(x_parts.end(), x_part.begin(), x_part.end());
+      y_parts.insert(y_parts.end(), y_part.begin(), y_part.end());
+    }
+    EXPECT_TRUE(same_bits(x, x_parts)) << "solve in batches of " << size;
+    EXPECT_TRUE(same_bits(y, y_parts)) << "conv in batches of " << size;
+  }
+}
+
+TYPED_TEST(Reproducible, InAnyLayout) {
+  using T = TypeParam;
+  const auto x = solved<T>(this->a_, this->weight_, this->problem_.options, Cpu{2});
+  const auto y = convolved<T>(this->a_, this->weight_, this->problem_.options, Cpu{2});
+  const auto dw = differentiated<T>(this->a_, this->b_, this->problem_.weight, this->problem_.options, Cpu{2});
+  for (const Layout& layout : layouts) {
+    SCOPED_TRACE(layout.name);
+    EXPECT_TRUE(same_bits(x, solved<T>(this->a_, this->weight_, this->problem_.options, Cpu{2}, layout)));
+    EXPECT_TRUE(same_bits(y, convolved<T>(this->a_, this->weight_, this->problem_.options, Cpu{2}, layout)));
+    EXPECT_TRUE(same_bits(
+        dw, differentiated<T>(this->a_, this->b_, this->problem_.weight, this->problem_.options, Cpu{2}, layout)));
+  }
+}
+
+}  // namespace
+}  // namespace invconv::test

@@ -1,0 +1,157 @@
+// weight_grad against the definition.
+
+#include "support.hpp"
+
+namespace invconv::test {
+namespace {
+
+/// At most 1024 products are summed in the arithmetic of T, as invconv.hpp says: each product is rounded once and
+/// passes at most as many additions as there are products; then up to 4 additions fold the 16 lanes of a vector. The
+/// blocks are summed in double, at most one for each row of each image and each 1024 pixels of a row; so does this
+/// reference, with one addition for every product. Last, the sum is stored as a T.
+template <class T>
+double error_factor(const Shape& image) {
+  const double pixels = static_cast<double>(image[2] * image[3]);
+  const double blocks = static_cast<double>(image[0] * image[2] * (image[3] / 1024 + 1));
+  const double all = static_cast<double>(image[0]) * pixels;
+  return (std::min(pixels, 1024.0) + 1 + 4) * arithmetic_roundoff<T> + (blocks + all + 1) * 0x1p-53;
+}
+
+template <class T>
+void check(const Problem& problem, Random& random, const Layout& x_layout = contiguous,
+           const Layout& g_layout = contiguous, const Layout& dw_layout = contiguous) {
+  SCOPED_TRACE(::testing::Message() << problem << ", x " << x_layout.name << ", g " << g_layout.name << ", dw "
+                                    << dw_layout.name);
+  const Array<T> x(random_images(random, problem.image), x_layout);
+  const Array<T> g(random_images(random, problem.image), g_layout);
+  const Array<T> dw(problem.weight, dw_layout);
+  const std::vector<T> x_before = x.buffer(), g_before = g.buffer();
+  weight_grad<T>(x.view(), g.view(), dw.view(), problem.options, {}, Cpu{static_cast<int>(random.integer(1, 3))});
+  EXPECT_TRUE(same_bits(x.buffer(), x_before)) << "x was written";
+  EXPECT_TRUE(same_bits(g.buffer(), g_before)) << "g was written";
+  EXPECT_TRUE(dw.gaps_are_intact()) << "something was written between the output's elements";
+
+  const Dense result = dw.dense();
+  const Dense expected = weight_grad(x.dense(), g.dense(), problem.weight, problem.options);
+  const Dense spread = weight_grad(magnitude(x.dense()), magnitude(g.dense()), problem.weight, problem.options);
+  for (Index o = 0; o < problem.weight[0]; ++o) {
+    for (Index c = 0; c < problem.weight[1]; ++c) {
+      for (Index u = 0; u < problem.weight[2]; ++u) {
+        for (Index v = 0; v < problem.weight[3]; ++v) {
+          const double is = result(o, c, u, v);
+          if (entry(problem.weight, problem.options, o, c, u, v) != Entry::read) {
+            ASSERT_TRUE(is == 0 && !std::signbit(is)) << "an entry that is not read has the derivative " << is;
+            continue;
+          }
+          const double stored = storage_roundoff<T> * std::abs(is) + storage_underflow<T>;
+          const double bound = error_factor<T>(problem.image) * spread(o, c, u, v) + stored;
+          ASSERT_TRUE(std::abs(is - expected(o, c, u, v)) <= bound)
+              << "dw[" << o << ", " << c << ", " << u << ", " << v << "] = " << is << ", but expected "
+              << expected(o, c, u, v) << " +- " << bound;
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+class WeightGrad : public ::testing::Test {};
+TYPED_TEST_SUITE(WeightGrad, StorageTypes, );
+
+TYPED_TEST(WeightGrad, RandomProblemsInRandomLayouts) {
+  Random random(1);
+  for (int trial = 0; trial < 300; ++trial) {
+    Problem problem = random_problem(random);
+    problem.options.transpose = false;
+    const Layout g = random.integer(0, 3) == 0 ? random.pick(repeating_layouts) : random.pick(layouts);
+    check<TypeParam>(problem, random, random.pick(layouts), g, random.pick(layouts));
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+}
+
+TYPED_TEST(WeightGrad, EveryBatch) {
+  Random random(2);
+  for (Index batch = 0; batch <= 33; ++batch) {
+    check<TypeParam>(make_problem({batch, 3, 4, 5}, 2, 3, {}), random);
+  }
+}
+
+// Tiles of 4 output channels by 3 or 6 taps: every remainder of both.
+TYPED_TEST(WeightGrad, EveryNumberOfChannels) {
+  Random random(3);
+  for (Index channels = 0; channels <= 17; ++channels) {
+    for (Index kernel_width = 1; kernel_width <= 3; ++kernel_width) {
+      Options options;
+      options.corners = {random.pick(all_corners)};
+      options.unit_diagonal = random.coin();
+      check<TypeParam>(make_problem({3, channels, 3, 3}, 2, kernel_width, options), random);
+    }
+  }
+}
+
+TYPED_TEST(WeightGrad, KernelsLargerThanTheImage) {
+  constexpr std::array<Index, 2> sizes[] = {{0, 0}, {0, 3}, {3, 0}, {1, 1}, {1, 7}, {7, 1}, {2, 2}};
+  Random random(4);
+  for (const auto& [height, width] : sizes) {
+    for (const Corner corner : all_corners) {
+      Options options;
+      options.corners = {corner};
+      check<TypeParam>(make_problem({3, 2, height, width}, 5, 4, options), random);
+    }
+  }
+}
+
+// More rows, and longer ones, than one block of 1024 pixels holds.
+TYPED_TEST(WeightGrad, ImagesOfSeveralBlocks) {
+  Random random(5);
+  for (const Shape& image : {Shape{1, 2, 70, 40}, Shape{2, 1, 3, 1024}, Shape{1, 2, 2, 1025}, Shape{1, 1, 1, 2500}}) {
+    Options options;
+    options.corners = {random.pick(all_corners)};
+    check<TypeParam>(make_problem(image, 3, 3, options), random);
+  }
+}
+
+// A broadcast gradient of equal signs and a long sum: errors of one block must not pile up over the batch.
+TYPED_TEST(WeightGrad, LongSums) {
+  using T = TypeParam;
+  Dense ones({300, 1, 16, 16});
+  ones.data.assign(ones.data.size(), 1.0);
+  const Array<T> x(ones, repeating_layouts[2]), g(ones, repeating_layouts[1]);
+  Options options;
+  options.unit_diagonal = false;
+  const Array<T> dw({1, 1, 1, 2});
+  weight_grad<T>(x.view(), g.view(), dw.view(), options, {}, Cpu{2});
+  // Counts of pixels, which float and double hold exactly; the half types round once, float16 to infinity.
+  EXPECT_EQ(value_of(dw.at(0, 0, 0, 1)), value_of(rounded<T>(300 * 16 * 16)));
+  EXPECT_EQ(value_of(dw.at(0, 0, 0, 0)), value_of(rounded<T>(300 * 16 * 15)));
+}
+
+// A NaN in one channel of the last image, whose vector is not full, reaches the taps that read this channel alone.
+TYPED_TEST(WeightGrad, NanStaysWhereItBelongs) {
+  using T = TypeParam;
+  Random random(6);
+  const Problem problem = make_problem({5, 4, 5, 6}, 2, 2, {});
+  const Array<T> x(random_images(random, problem.image), contiguous),
+      g(random_images(random, problem.image), contiguous);
+  const Array<T> clean(problem.weight), dw(problem.weight);
+  weight_grad<T>(x.view(), g.view(), clean.view(), problem.options, {}, Cpu{});
+  x.at(4, 2, 1, 1) = not_a_number<T>();
+  weight_grad<T>(x.view(), g.view(), dw.view(), problem.options, {}, Cpu{});
+  for (Index o = 0; o < 4; ++o) {
+    for (Index c = 0; c < 4; ++c) {
+      for (Index u = 0; u < 2; ++u) {
+        for (Index v = 0; v < 2; ++v) {
+          const bool depends = c == 2 && entry(problem.weight, problem.options, o, c, u, v) == Entry::read;
+          const T is = dw.at(o, c, u, v), was = clean.at(o, c, u, v);
+          EXPECT_EQ(std::isnan(value_of(is)), depends) << o << ' ' << c << ' ' << u << ' ' << v;
+          EXPECT_TRUE(depends || std::memcmp(&is, &was, sizeof(T)) == 0) << o << ' ' << c << ' ' << u << ' ' << v;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace invconv::test

@@ -1,0 +1,353 @@
+"""The ``invconv`` program: its commands, what it prints when something is wrong, and kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import invconv
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from invconv.cli import main
+from PIL import Image
+
+PROGRAM = Path(sysconfig.get_path("scripts")) / "invconv"
+# One thread: these models are tiny, and the results then do not depend on the machine's cores.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of forty gray images, 8 x 8."""
+    folder: Path = tmp_path_factory.mktemp("noise")
+    random = np.random.RandomState(0)
+    for index in range(40):
+        image = random.randint(0, 60, (8, 8)) + 100 * (np.arange(8) == index % 8)
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{index:02}.png")
+    return folder
+
+
+def options(images: Path, out: Path, epochs: int = 10) -> list[str]:
+    return ["train", "--data", str(images), "--preset", "tiny", "--epochs", str(epochs),
+            "--batch-size", "8", "--out", str(out)]  # fmt: skip
+
+
+def call(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the program, run within this process."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    code = stop.value.code
+    captured = capsys.readouterr()
+    return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the installed program."""
+    out: Path = tmp_path_factory.mktemp("runs") / "finished"
+    done = subprocess.run(
+        [PROGRAM, *options(images, out)], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "epoch  10/10" in done.stdout
+    assert "bits/dim" in done.stdout
+    assert done.stderr == ""
+    return out
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def wait_for_epochs(process: subprocess.Popen[str], out: Path, epochs: int) -> None:
+    """Until the run has saved that many epochs; ends early only if the process did."""
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= epochs:
+            return
+        time.sleep(0.001)
+
+
+# --- help and usage ---------------------------------------------------------------------------
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(["--help"], capsys)
+    assert code == 0
+    for command in ("train", "sample", "eval", "info"):
+        assert command in out
+
+
+def test_train_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(["train", "--help"], capsys)
+    assert code == 0
+    options = "data preset epochs batch-size lr seed device resume out"
+    for option in options.split():
+        assert f"--{option}" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["train", "--epochs", "many"],
+        ["train", "--preset", "enormous"],
+        ["sample", "--number", "0"],
+        ["sample", "--temperature", "-1"],
+    ],
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(arguments, capsys)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "nowhere"], "invconv train: no folder 'nowhere', and no data set"),
+        (["train", "--device", "abacus"], "invconv train: device 'abacus' cannot be used"),
+        (["train", "--data", "digits", "--epochs", "0"], "expected epochs of at least 1"),
+        (["train", "--resume", "--out", "nowhere"], "nowhere holds no run to resume"),
+        (["sample", "nowhere"], "invconv sample: nowhere: no such file"),
+        (["eval", "nowhere"], "invconv eval: nowhere: no such file"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(arguments, capsys)
+    assert code == 1
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_image_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.png").write_bytes(b"nothing")
+    code, _, err = call(options(tmp_path / "images", tmp_path / "run"), capsys)
+    assert code == 1
+    assert "broken.png: cannot be read as an image" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_directory_that_cannot_be_made(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = call(options(images, tmp_path / "file" / "run"), capsys)
+    assert code == 1
+    assert err.startswith("invconv train: [Errno")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["typer", "torch", "safetensors"])
+def test_missing_extra_is_one_line(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; "
+        "from invconv.cli import main; main(['train', '--data', 'digits'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 1
+    start = "invconv train needs the [flows] extra: pip install 'invconv[flows]'"
+    assert done.stderr.startswith(start)
+    assert done.stderr.count("\n") == 1
+
+
+# --- train, sample, eval, info ----------------------------------------------------------------
+
+
+def test_finished_run_is_kept(
+    finished: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    code, _, err = call(options(images, finished), capsys)
+    assert code == 1
+    assert "holds a finished run" in err
+    code, out, _ = call([*options(images, finished), "--resume"], capsys)
+    assert code == 0
+    assert "finished already" in out
+    summary = json.loads((finished / "summary.json").read_text())
+    assert f"test {summary['test_bits_per_dim']:.4f} bits/dim" in out
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_resuming_on_other_images_or_options_is_refused(
+    finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call([*options(images, finished, epochs=9), "--resume"], capsys)
+    assert code == 1
+    assert "--epochs 10, so it cannot go on with --epochs 9" in err
+
+    for path in images.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    code, _, _ = call(options(tmp_path, tmp_path / "run", epochs=1), capsys)
+    assert code == 0
+    Image.new("L", (8, 8)).save(tmp_path / "00.png")
+    # The pictures of a run inside the image folder would count as images; leave none behind.
+    for path in (tmp_path / "run").glob("*.png"):
+        path.unlink()
+    code, _, err = call(["train", "--resume", "--out", str(tmp_path / "run")], capsys)
+    assert code == 1
+    assert "the images changed since" in err
+
+
+def test_eval_prints_the_summarys_figures(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run in (finished, finished / "model.safetensors"):
+            code, out, _ = call(["eval", str(run)], capsys)
+            assert code == 0
+            figures = json.loads(out)
+            for key in ("test_bits_per_dim", "reconstruction_max_error", "parameters"):
+                assert figures[key] == summary[key]
+    finally:
+        torch.set_num_threads(torch_threads)
+
+
+def test_eval_on_other_images(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(["eval", str(finished), "--data", "digits"], capsys)
+    assert code == 1
+    assert "with 256 values, but digits has (1, 8, 8) with 17" in err
+
+
+def test_sample_writes_a_picture(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(["sample", str(finished), "-n", "5", "--temperature", "0.5"], capsys)
+    assert code == 0
+    picture = finished / "samples-0.5-0.png"
+    assert out.strip() == str(picture)
+    first = np.asarray(Image.open(picture))
+    picture.unlink()
+    for seed, same in ((0, True), (1, False)):
+        target = tmp_path / f"{seed}.png"
+        code, _, _ = call(
+            ["sample", str(finished), "-n", "5", "--temperature", "0.5", "--seed", str(seed),
+             "--out", str(target)], capsys,
+        )  # fmt: skip
+        assert code == 0
+        assert np.array_equal(np.asarray(Image.open(target)), first) == same
+
+
+def test_sample_refuses_a_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.safetensors"
+    torch.save({"weight": torch.zeros(3)}, path)
+    code, _, err = call(["sample", str(path)], capsys)
+    assert code == 1
+    assert "not a readable safetensors file" in err
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(["info"], capsys)
+    assert code == 0
+    for word in (invconv.__version__, torch.__version__, np.__version__, "cpu", "threads"):
+        assert word in out
+
+
+# --- runs that are stopped from outside -------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.01])
+def test_kill_9_and_resume(finished: Path, images: Path, tmp_path: Path, delay: float) -> None:
+    out = tmp_path / "run"
+    process = start(options(images, out))
+    wait_for_epochs(process, out, 1)
+    # Somewhere in the second epoch or its files.
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "summary.json").exists()
+
+    done = subprocess.run(
+        [PROGRAM, "train", "--resume", "--out", out], capture_output=True, text=True,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        json.loads((run / "summary.json").read_text())["test_bits_per_dim"]
+        for run in (finished, out)
+    )
+    assert first == second
+    models = [safetensors.torch.load_file(run / "model.safetensors") for run in (finished, out)]
+    for name, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][name])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_control_c(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(options(images, out, epochs=100_000))
+    wait_for_epochs(process, out, 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == (f"invconv train: interrupted; go on with: invconv train --resume --out {out}\n")
+    assert not list(out.glob("*.tmp"))
+    assert safetensors.torch.load_file(out / "checkpoint.safetensors")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+def test_full_disk(finished: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    # The configuration and the first metrics fit, the model does not: the kernel refuses to write
+    # beyond the limit, as on a full disk.
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "
+        "from invconv.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", limited]
+    done = subprocess.run(
+        [*command, *options(images, out)], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 1
+    path = out / "model.safetensors"
+    assert done.stderr == f"invconv train: [Errno 27] File too large: '{path}'\n"
+    assert done.stderr.count("\n") == 1
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "metrics.jsonl"]
+
+    # A good checkpoint survives the same accident, and the run ends as if there had been none.
+    process = start(options(images, tmp_path / "second"))
+    wait_for_epochs(process, tmp_path / "second", 2)
+    process.kill()
+    process.communicate()
+    checkpoint = tmp_path / "second" / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
+    resume = ["train", "--resume", "--out", str(tmp_path / "second")]
+    done = subprocess.run([*command, *resume], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert checkpoint.read_bytes() == before
+    done = subprocess.run([PROGRAM, *resume], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        json.loads((run / "summary.json").read_text())["test_bits_per_dim"]
+        for run in (finished, tmp_path / "second")
+    )
+    assert first == second

@@ -1,0 +1,273 @@
+"""Arrays of other libraries: their own kind comes back, and what cannot be read is refused with a
+clear line."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import array_api_strict
+import invconv
+import numpy as np
+import pytest
+import torch
+
+RNG = np.random.default_rng(6)
+Y = RNG.standard_normal((2, 3, 4, 5)).astype(np.float32)
+G = RNG.standard_normal((2, 3, 4, 5)).astype(np.float32)
+W = (RNG.standard_normal((3, 3, 2, 2)) * 0.2).astype(np.float32)
+X = invconv.solve(Y, W)
+BINARY = [invconv.solve, invconv.conv]
+
+
+class Minimal:
+    """Nothing but the two methods of the protocol."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self._array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device: tuple[int, int] = self._array.__dlpack_device__()
+        return device
+
+
+class Legacy(Minimal):
+    """A producer from before DLPack 1.0: it knows no keyword but ``stream``."""
+
+    def __dlpack__(self, stream: Any = None) -> Any:
+        return self._array.__dlpack__()
+
+
+def test_array_api_arrays_come_back_as_they_came() -> None:
+    y, g, w = (array_api_strict.asarray(a) for a in (Y, G, W))
+    for function in BINARY:
+        result = function(y, w)
+        assert type(result) is type(y)
+        assert result.dtype == array_api_strict.float32
+        np.testing.assert_array_equal(np.asarray(result), function(Y, W))
+    grad = invconv.weight_grad(y, g, (2, 2))
+    assert type(grad) is type(y)
+    np.testing.assert_array_equal(np.asarray(grad), invconv.weight_grad(Y, G, (2, 2)))
+    # A number is no array of any kind.
+    log = invconv.logabsdet(w, (4, 5), unit_diagonal=False)
+    assert type(log) is float and log == invconv.logabsdet(W, (4, 5), unit_diagonal=False)
+    assert invconv.growth(w, (4, 5)) == invconv.growth(W, (4, 5))
+
+
+def test_array_api_out() -> None:
+    y, w = (array_api_strict.asarray(a) for a in (Y, W))
+    out = array_api_strict.zeros((2, 3, 4, 5), dtype=array_api_strict.float32)
+    assert invconv.solve(y, w, out=out) is out
+    np.testing.assert_array_equal(np.asarray(out), X)
+
+
+@pytest.mark.parametrize("kind", [Minimal, Legacy])
+def test_the_protocol_alone_is_enough(kind: type[Minimal]) -> None:
+    """An object that cannot be built from DLPack has no kind to return; numpy arrays come back."""
+    result = invconv.solve(kind(Y), kind(W))
+    assert type(result) is np.ndarray
+    np.testing.assert_array_equal(result, X)
+    np.testing.assert_array_equal(
+        invconv.weight_grad(kind(Y), kind(G), 2), invconv.weight_grad(Y, G, 2)
+    )
+    assert invconv.growth(kind(W), (4, 5)) == invconv.growth(W, (4, 5))
+
+
+@pytest.mark.parametrize("kind", [Minimal, Legacy])
+def test_strides_survive_the_protocol(kind: type[Minimal]) -> None:
+    larger = np.full((4, 3, 9, 10), np.nan, dtype=np.float32)
+    larger[::2, :, 1::2, ::2] = Y
+    flipped = np.ascontiguousarray(W[:, :, ::-1, ::-1])
+    result = invconv.solve(kind(larger[::2, :, 1::2, ::2]), kind(flipped[:, :, ::-1, ::-1]))
+    np.testing.assert_array_equal(result, X)
+
+
+def test_an_exporter_that_fails_says_why() -> None:
+    class Broken(Minimal):
+        def __dlpack__(self, **kwargs: Any) -> Any:
+            raise BufferError("the producer said no")
+
+    with pytest.raises(
+        TypeError, match=r"^\[solve\] expected y .*but got Broken: the producer said no"
+    ) as caught:
+        invconv.solve(Broken(Y), W)
+    assert isinstance(caught.value.__cause__, BufferError)
+
+
+def test_arrays_are_released() -> None:
+    """Capsules are consumed: nothing holds on to an input after the call."""
+
+    class Tracked(np.ndarray):
+        pass
+
+    y = Y.copy().view(Tracked)
+    reference = weakref.ref(y)
+    invconv.solve(Minimal(y), W)
+    del y
+    gc.collect()
+    assert reference() is None
+
+
+def test_kinds_cannot_be_mixed() -> None:
+    strict = array_api_strict.asarray(Y)
+    for y, w in ((torch.from_numpy(Y), W), (Y, torch.from_numpy(W)), (strict, torch.from_numpy(W))):
+        with pytest.raises(TypeError, match=r"^\[solve\] expected .*but got .*"):
+            invconv.solve(y, w)
+    with pytest.raises(TypeError, match=r"^\[solve\] expected out .*tensor.*but got ndarray"):
+        invconv.solve(torch.from_numpy(Y), torch.from_numpy(W), out=np.empty_like(Y))
+    with pytest.raises(TypeError, match=r"^\[solve\] expected .*but got .*"):
+        invconv.solve(Y, W, out=torch.from_numpy(np.empty_like(Y)))
+
+
+# --- numpy ----------------------------------------------------------------------------------------
+
+
+def test_read_only_numpy_inputs() -> None:
+    y, g, w = (a.copy() for a in (Y, G, W))
+    for array in (y, g, w):
+        array.flags.writeable = False
+    np.testing.assert_array_equal(invconv.solve(y, w), X)
+    np.testing.assert_array_equal(invconv.conv(y, w), invconv.conv(Y, W))
+    np.testing.assert_array_equal(invconv.weight_grad(y, g, 2), invconv.weight_grad(Y, G, 2))
+    assert invconv.growth(w, (4, 5)) == invconv.growth(W, (4, 5))
+
+
+# --- torch ----------------------------------------------------------------------------------------
+
+
+def test_tensors_come_back_as_tensors() -> None:
+    result = invconv.solve(torch.from_numpy(Y), torch.from_numpy(W))
+    assert type(result) is torch.Tensor and result.dtype == torch.float32
+    np.testing.assert_array_equal(result.numpy(), X)
+    parameter = invconv.solve(torch.from_numpy(Y), torch.nn.Parameter(torch.from_numpy(W)))
+    assert type(parameter) is torch.Tensor and parameter.requires_grad
+
+
+def test_negative_bit_is_resolved() -> None:
+    """The imaginary part of a conjugate says "negate me", which DLPack would drop."""
+
+    def negative_view(array: np.ndarray[Any, Any]) -> torch.Tensor:
+        view = torch.complex(torch.zeros(array.shape), torch.from_numpy(-array)).conj().imag
+        assert view.is_neg()
+        return view
+
+    y, g, w = (negative_view(a) for a in (Y, G, W))
+    np.testing.assert_array_equal(invconv.solve(y, w).numpy(), X)
+    np.testing.assert_array_equal(invconv.conv(y, w).numpy(), invconv.conv(Y, W))
+    np.testing.assert_array_equal(
+        invconv.weight_grad(y, g, 2).numpy(), invconv.weight_grad(Y, G, 2)
+    )
+    log = invconv.logabsdet(w, (4, 5), unit_diagonal=False)
+    assert torch.equal(log, invconv.logabsdet(torch.from_numpy(W), (4, 5), unit_diagonal=False))
+    assert invconv.growth(w, (4, 5)) == invconv.growth(W, (4, 5))
+
+    w.requires_grad_()
+    invconv.solve(y, w).backward(g)
+    plain = torch.from_numpy(W).requires_grad_()
+    invconv.solve(torch.from_numpy(Y), plain).backward(torch.from_numpy(G))
+    assert torch.equal(w.grad, plain.grad)
+
+
+def test_negative_bit_of_out() -> None:
+    """An output that says "negate me" holds the right values, or is refused untouched."""
+    holder = torch.zeros((2, 3, 4, 5), dtype=torch.complex64)
+    out = holder.conj().imag
+    try:
+        assert invconv.solve(torch.from_numpy(Y), torch.from_numpy(W), out=out) is out
+    except ValueError as error:
+        assert str(error).startswith("[solve] expected out ")
+        assert torch.equal(holder, torch.zeros_like(holder))
+    else:
+        np.testing.assert_array_equal(out.resolve_neg().numpy(), X)
+
+
+def test_requires_grad_is_no_obstacle() -> None:
+    y, w = torch.from_numpy(Y).requires_grad_(), torch.from_numpy(W).requires_grad_()
+    result = invconv.solve(y, w)
+    assert result.requires_grad
+    np.testing.assert_array_equal(result.detach().numpy(), X)
+    assert invconv.growth(w, (4, 5)) == invconv.growth(W, (4, 5))
+
+
+REFUSED = {
+    "complex64": lambda t: t.to(torch.complex64),
+    "complex conjugate": lambda t: t.to(torch.complex64).conj(),
+    "int64": lambda t: t.to(torch.int64),
+    "bool": lambda t: t.to(torch.bool),
+    "float8": lambda t: t.to(torch.float8_e4m3fn),
+    "sparse": lambda t: t.to_sparse(),
+    "meta": lambda t: t.to("meta"),
+    "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.filterwarnings("ignore:.*quantiz.*")
+def test_tensors_that_are_refused(what: str) -> None:
+    """Either argument; ``[name] expected ... but got ...`` says what it was."""
+    y, g, w = (torch.from_numpy(a) for a in (Y, G, W))
+    convert = REFUSED[what]
+    word = what.split()[0].replace("quantized", "qint8")
+    message = rf"^\[\w+\] expected .* but got .*{word}"
+    for name, call in {
+        "solve y": lambda: invconv.solve(convert(y), w),
+        "solve weight": lambda: invconv.solve(y, convert(w)),
+        "solve both": lambda: invconv.solve(convert(y), convert(w)),
+        "conv": lambda: invconv.conv(convert(y), convert(w)),
+        "weight_grad": lambda: invconv.weight_grad(convert(y), convert(g), 2),
+        "logabsdet": lambda: invconv.logabsdet(convert(w), (4, 5)),
+        "growth": lambda: invconv.growth(convert(w), (4, 5)),
+    }.items():
+        if what == "meta" and name in ("solve both", "conv", "weight_grad", "logabsdet"):
+            continue  # shapes without values: see test_meta_tensors
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_meta_tensors() -> None:
+    """On the meta device the operators tell the shape of the result; a number has none to tell."""
+    y, w = torch.from_numpy(Y).to("meta"), torch.from_numpy(W).to("meta")
+    assert invconv.solve(y, w).shape == y.shape and invconv.solve(y, w).is_meta
+    assert invconv.conv(y, w).is_meta
+    assert invconv.weight_grad(y, y, 2).shape == w.shape
+    assert invconv.logabsdet(w, (4, 5)).shape == ()
+    with pytest.raises(TypeError, match=r"^\[growth\] expected .* but got .*meta"):
+        invconv.growth(w, (4, 5))
+    with pytest.raises(ValueError, match=r"^\[solve\] expected weight of shape"):
+        invconv.solve(y, torch.zeros(5, 5, 3, 3, device="meta"))
+
+
+class OnTheGpu(Minimal):
+    """Says that it lives on a CUDA device; it must be refused before its memory is touched."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        raise AssertionError("exported although its device had to be refused")
+
+
+def test_other_devices_are_refused() -> None:
+    for y, w in ((OnTheGpu(Y), OnTheGpu(W)), (OnTheGpu(Y), Minimal(W)), (Minimal(Y), OnTheGpu(W))):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^\[solve\] expected .*CPU.* but got .*\(2, 0\)"
+        ):
+            invconv.solve(y, w)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_tensors_are_refused_until_there_are_kernels() -> None:
+    y, w = torch.from_numpy(Y).cuda(), torch.from_numpy(W).cuda()
+    for call in (
+        lambda: invconv.solve(y, w),
+        lambda: invconv.conv(y, w),
+        lambda: invconv.weight_grad(y, y, 2),
+    ):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^\[\w+\] expected .*CPU.* but got .*cuda"
+        ):
+            call()

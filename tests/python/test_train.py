@@ -1,0 +1,472 @@
+"""invconv.train: run directories, exact resuming, and runs that fail without losing anything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from invconv import data as datasets
+from invconv.data import ImageData
+from invconv.flows import InverseFlow
+from invconv.train import (
+    Listener,
+    RunError,
+    TrainConfig,
+    create_run,
+    evaluate,
+    load_model,
+    new_config,
+    read_config,
+    train,
+)
+from invconv.train._files import write_atomic
+from invconv.train._fit import _learning_rate, _shift
+from PIL import Image
+
+CPU = torch.device("cpu")
+RESULTS = {"config.json", "metrics.jsonl", "checkpoint.safetensors", "model.safetensors",
+           "summary.json", "samples.png", "reconstruction.png", "curve.png"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of forty images, 8 x 4, of horizontal and vertical stripes and noise."""
+    folder: Path = tmp_path_factory.mktemp("stripes")
+    random = np.random.RandomState(0)
+    for index in range(40):
+        image = random.randint(0, 60, (8, 4))
+        image[index % 8 if index % 2 else slice(None), index % 4] += 150
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{index:02}.png")
+    return folder
+
+
+def configure(images: Path, **given: Any) -> tuple[TrainConfig, ImageData]:
+    data = datasets.load(images)
+    options = {"seed": 0, "epochs": 4, "batch_size": 8, **given}
+    return new_config(str(images), data, "tiny", **options), data
+
+
+def run(images: Path, out: Path, listener: Listener | None = None, **given: Any) -> dict[str, Any]:
+    """Begin a run, or go on with the one in ``out``."""
+    config, data = configure(images, **given)
+    if not (out / "config.json").exists():
+        create_run(out, config)
+    return train(read_config(out), data, out, device=CPU, listener=listener or Listener())
+
+
+@pytest.fixture(scope="module")
+def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four epochs."""
+    out: Path = tmp_path_factory.mktemp("runs") / "unbroken"
+    run(images, out)
+    return out
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(out / "model.safetensors")
+
+
+def assert_same_outcome(first: Path, second: Path) -> None:
+    """The same final figures and weights, to the bit."""
+    summaries = [json.loads((out / "summary.json").read_text()) for out in (first, second)]
+    for key in ("test_bits_per_dim", "reconstruction_max_error", "parameters", "epochs"):
+        assert summaries[0][key] == summaries[1][key]
+    for name, tensor in weights(first).items():
+        assert torch.equal(tensor, weights(second)[name]), name
+    tables = [(out / "metrics.jsonl").read_text().splitlines() for out in (first, second)]
+    rows = [[{**json.loads(line), "seconds": 0} for line in table] for table in tables]
+    assert rows[0] == rows[1]
+
+
+# --- what a run leaves ------------------------------------------------------------------------
+
+
+def test_run_directory(unbroken: Path) -> None:
+    assert {path.name for path in unbroken.iterdir()} == RESULTS
+    rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["validation_bits_per_dim"] < rows[0]["validation_bits_per_dim"]
+    for picture in unbroken.glob("*.png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 100
+            assert len(np.unique(np.asarray(image.convert("L")))) > 10
+
+
+def test_summary(unbroken: Path, images: Path) -> None:
+    summary = json.loads((unbroken / "summary.json").read_text())
+    assert set(summary) == {
+        "test_bits_per_dim", "reconstruction_max_error", "sample_seconds_per_100",
+        "forward_seconds_per_100", "parameters", "device", "threads", "versions", "commit",
+        "epochs", "train_seconds",
+    }  # fmt: skip
+    model = load_model(unbroken)
+    assert summary["parameters"] == sum(p.numel() for p in model.parameters())
+    assert summary["versions"]["torch"] == torch.__version__
+    # Six layers in float32 whose slopes are a few units, on values in [0, 1].
+    assert 0 <= summary["reconstruction_max_error"] < 1e-4
+    assert min(summary["sample_seconds_per_100"], summary["forward_seconds_per_100"]) > 0
+    # The figures can be had again from the files alone.
+    again = evaluate(model, datasets.load(images))
+    for key in ("test_bits_per_dim", "reconstruction_max_error"):
+        assert again[key] == summary[key]
+
+
+def test_test_figure_is_that_of_the_averaged_model(unbroken: Path, images: Path) -> None:
+    model, test = load_model(unbroken), datasets.load(images).test
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        bits = model.bits_per_dim(torch.from_numpy(test), generator=noise).double().mean().item()
+    summary = json.loads((unbroken / "summary.json").read_text())
+    assert summary["test_bits_per_dim"] == bits
+
+
+def test_config_round_trips(unbroken: Path) -> None:
+    config = read_config(unbroken)
+    assert TrainConfig.from_json(config.to_json()) == config
+    assert config.flow == load_model(unbroken).config
+    for text in ("", "[]", "{}", '{"flow": {}}', "null"):
+        with pytest.raises(ValueError):
+            TrainConfig.from_json(text)
+
+
+def test_seed_determines_the_run(images: Path, tmp_path: Path, unbroken: Path) -> None:
+    run(images, tmp_path / "same")
+    assert_same_outcome(unbroken, tmp_path / "same")
+    run(images, tmp_path / "other", seed=1)
+    assert not torch.equal(
+        weights(tmp_path / "other")["levels.0.layers.1.mean"],
+        weights(unbroken)["levels.0.layers.1.mean"],
+    )
+
+
+def test_training_leaves_the_global_random_state_alone(images: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    run(images, tmp_path / "run", epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- resuming ---------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: no handler in the program catches it."""
+
+
+class StopAtBatch(Listener):
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def batch_done(self, epoch: int, images: int, bits_per_dim: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5, 11, 16])
+def test_resumes_exactly_from_within_an_epoch(
+    images: Path, tmp_path: Path, unbroken: Path, batch: int
+) -> None:
+    with pytest.raises(Killed):
+        run(images, tmp_path / "run", StopAtBatch(batch))
+    run(images, tmp_path / "run")
+    assert_same_outcome(unbroken, tmp_path / "run")
+
+
+def test_resumes_exactly_from_between_any_two_file_operations(
+    images: Path, tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every file appears by os.replace, so these are all the states that a kill can leave: the
+    # process ends before the n-th of them.
+    replace = os.replace
+    run(images, tmp_path / "unbroken", epochs=2)
+    states = 0
+    for n in range(1, 100):
+        out = tmp_path / str(n)
+        calls, killed = 0, out
+
+        def dying(source: Path, target: Path, last: int = n) -> None:
+            nonlocal calls, killed
+            calls, killed = calls + 1, source
+            if calls == last:
+                shutil.copy(source, tmp_path / "left")
+                raise Killed
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", dying)
+        with contextlib.suppress(Killed):
+            run(images, out, epochs=2)
+        monkeypatch.setattr(os, "replace", replace)
+        if calls < n:
+            break
+        states += 1
+        # A real kill runs no handler, so the temporary file stays behind.
+        shutil.move(tmp_path / "left", killed)
+        run(images, out, epochs=2)
+        assert {path.name for path in out.iterdir()} == RESULTS
+        assert_same_outcome(tmp_path / "unbroken", out)
+    # The configuration, the first metrics, three files for each epoch, three pictures, the summary.
+    assert states == 1 + 1 + 2 * 3 + 3 + 1
+
+
+class Epochs(Listener):
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def epoch_done(self, row: Mapping[str, float]) -> None:
+        self.seen.append(int(row["epoch"]))
+
+
+def test_resuming_loses_at_most_one_epoch(images: Path, tmp_path: Path) -> None:
+    # Four batches an epoch: this is in the third.
+    with pytest.raises(Killed):
+        run(images, tmp_path / "run", StopAtBatch(10))
+    rest = Epochs()
+    run(images, tmp_path / "run", rest)
+    assert rest.seen == [3, 4]
+
+
+def test_a_finished_run_is_not_begun_again(unbroken: Path, images: Path) -> None:
+    config, _ = configure(images)
+    with pytest.raises(RunError, match="holds a finished run; choose another directory"):
+        create_run(unbroken, config)
+
+
+def test_an_unfinished_run_is_not_begun_again(images: Path, tmp_path: Path) -> None:
+    config, _ = configure(images)
+    with pytest.raises(Killed):
+        run(images, tmp_path, StopAtBatch(5))
+    with pytest.raises(RunError, match="holds an unfinished run; go on with --resume"):
+        create_run(tmp_path, config)
+
+
+def test_a_run_without_a_checkpoint_may_begin_again(images: Path, tmp_path: Path) -> None:
+    config, _ = configure(images)
+    with pytest.raises(Killed):
+        run(images, tmp_path, StopAtBatch(2))
+    create_run(tmp_path, config)
+
+
+def test_resuming_needs_agreeing_options(unbroken: Path, tmp_path: Path) -> None:
+    assert read_config(unbroken, epochs=4, lr=None) == read_config(unbroken)
+    with pytest.raises(RunError, match=r"begun with --batch-size 8, so .* with --batch-size 9"):
+        read_config(unbroken, batch_size=9)
+    with pytest.raises(RunError, match="holds no run to resume"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"flow": 3}')
+    with pytest.raises(RunError, match=r"config\.json: damaged"):
+        read_config(tmp_path)
+
+
+# --- damaged and hostile files ----------------------------------------------------------------
+
+
+class Mischief:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def damage(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) - 200
+    path.write_bytes(
+        {
+            "empty": b"",
+            "half": content[: len(content) // 2],
+            "one bit": content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :],
+            "text": b"this is no checkpoint",
+            "huge header": b"\xff" * 8 + content[8:],
+            "pickle": pickle.dumps(Mischief(path.with_name("executed"))),
+            "torch": b"",
+            "foreign": safetensors.torch.save({"a": torch.zeros(3)}),
+        }[kind]
+    )
+    if kind == "torch":
+        torch.save({"model": Mischief(path.with_name("executed"))}, path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "half", "one bit", "text", "huge header", "pickle", "torch", "foreign"]
+)
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "model.safetensors"])
+def test_damaged_file_is_refused_and_kept(
+    unbroken: Path, images: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    (out / "summary.json").unlink()
+    damage(out / name, kind)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(RunError) as error:
+        if name == "model.safetensors":
+            load_model(out)
+        else:
+            run(images, out)
+    assert str(error.value).startswith(f"{out / name}: ")
+    assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert "executed" not in before
+
+
+def test_files_of_another_model_are_refused(unbroken: Path, tmp_path: Path, images: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    config = json.loads((out / "config.json").read_text())
+    config["flow"]["hidden"] = 9
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r"not a checkpoint of this run: Error.* loading state_dict"):
+        run(images, out)
+    shutil.copy(out / "checkpoint.safetensors", out / "model.safetensors")
+    with pytest.raises(RunError, match="does not hold a model"):
+        load_model(out)
+
+
+def test_missing_model(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"model\.safetensors: no such file"):
+        load_model(tmp_path)
+
+
+def test_damaged_metrics_are_refused(unbroken: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    (out / "metrics.jsonl").write_text("{")
+    with pytest.raises(RunError, match=r"metrics\.jsonl: not lines of JSON"):
+        run(images, out)
+
+
+def test_write_atomic_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    # A directory in the way of the new file: the write fails whoever runs the test.
+    (tmp_path / "file.tmp").mkdir()
+    with pytest.raises(OSError, match=str(path)):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+# --- losses that are not finite ---------------------------------------------------------------
+
+
+def test_loss_that_is_not_finite_keeps_the_last_checkpoint(
+    unbroken: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(images, out, StopAtBatch(10))
+    config = json.loads((out / "config.json").read_text())
+    config["lr"] = 1e30
+    (out / "config.json").write_text(json.dumps(config))
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".jsonl"}
+    with pytest.raises(RunError, match=r"is (nan|inf) in epoch 3, batch .* epoch 2, is kept"):
+        run(images, out)
+    after = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".jsonl"}
+    assert after == before
+    # With the old learning rate it goes on as if nothing had happened.
+    config["lr"] = read_config(unbroken).lr
+    (out / "config.json").write_text(json.dumps(config))
+    run(images, out)
+    assert_same_outcome(unbroken, out)
+
+
+def test_weights_stay_finite_when_a_gradient_is_not(images: Path, tmp_path: Path) -> None:
+    # The layers keep gradients finite wherever the loss is, so this one is poisoned on its way.
+    def poison(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * math.inf)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(poison)
+    try:
+        with pytest.raises(RunError, match=r"gradient norm is (nan|inf) in epoch 1, batch 1 of 4"):
+            run(images, tmp_path)
+    finally:
+        handle.remove()
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+# --- the pieces -------------------------------------------------------------------------------
+
+
+def test_shift_moves_framed_images_by_one_pixel_at_most() -> None:
+    framed = torch.zeros(400, 1, 5, 6, dtype=torch.uint8)
+    framed[:, 0, 1:-1, 1:-1] = torch.arange(1, 13).view(3, 4)
+    moved = _shift(framed, torch.Generator().manual_seed(0))
+    seen = set()
+    for image in moved[:, 0]:
+        row, column = (image == 1).nonzero()[0].tolist()
+        assert torch.equal(image[row : row + 3, column : column + 4], framed[0, 0, 1:4, 1:5])
+        assert image.sum() == framed[0].sum()
+        seen.add((row - 1, column - 1))
+    assert seen == {(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
+
+
+def test_shift_leaves_other_images_alone() -> None:
+    images = torch.zeros(200, 3, 4, 5, dtype=torch.uint8)
+    images[torch.arange(200), 2, torch.arange(200) % 4, torch.arange(200) % 2 * 4] = 9
+    images[:, 1, 1, 2] = 5
+    assert torch.equal(_shift(images, torch.Generator().manual_seed(0)), images)
+
+
+def test_learning_rate_rises_and_falls(images: Path) -> None:
+    config, _ = configure(images, epochs=10, lr=0.5)
+    rates = [_learning_rate(config, step, 20) for step in range(1, 201)]
+    peak = rates.index(max(rates))
+    assert 15 <= peak < 20
+    assert rates == sorted(rates[: peak + 1]) + sorted(rates[peak + 1 :], reverse=True)
+    assert 0 < rates[0] < 0.05 < 0.45 < max(rates) <= 0.5
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": 0}, "expected epochs of at least 1, but got 0"),
+        ({"batch_size": 0}, "expected batch_size of at least 1"),
+        ({"lr": 0.0}, "expected lr above 0"),
+        ({"lr": math.nan}, "expected lr above 0"),
+        ({"seed": -1}, "expected seed of at least 0"),
+    ],
+)
+def test_bad_options(images: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        configure(images, **given)
+
+
+def test_images_that_do_not_fit_the_model(tmp_path: Path, unbroken: Path) -> None:
+    for index in range(10):
+        Image.fromarray(np.zeros((6, 7), np.uint8)).save(tmp_path / f"{index}.png")
+    with pytest.raises(RunError, match=r"height and width divisible by 2 .*, but got 6 x 7"):
+        configure(tmp_path)
+    with pytest.raises(RunError, match=r"shape \(1, 8, 4\) with 256 values, but digits has"):
+        evaluate(load_model(unbroken), datasets.load("digits"))
+
+
+@pytest.mark.parametrize(("size", "levels"), [((6, 8), 1), ((8, 12), 2), ((64, 64), 2)])
+def test_levels_follow_the_size_of_the_images(
+    tmp_path: Path, size: tuple[int, int], levels: int
+) -> None:
+    for index in range(10):
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f"{index}.png")
+    config, _ = configure(tmp_path)
+    assert config.flow.levels == levels
+
+
+def test_one_image_per_batch_and_one_batch_per_epoch(images: Path, tmp_path: Path) -> None:
+    run(images, tmp_path / "ones", batch_size=1, epochs=1)
+    run(images, tmp_path / "all", batch_size=1000, epochs=1)
+    assert isinstance(load_model(tmp_path / "ones"), InverseFlow)
