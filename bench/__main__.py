@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,8 @@ from . import solve as solve_benchmark
 from .shapes import SHAPES
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-console = Console()
+# A file or a pipe gets whole tables.
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @app.callback()

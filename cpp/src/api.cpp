@@ -170,13 +170,16 @@ double logabsdet(View<const T> weight, std::int64_t height, std::int64_t width, 
 template <class T>
 double growth(View<const T> weight, std::int64_t height, std::int64_t width, const Options& options,
               const Cpu& execution) {
-  check_size("growth", height, width);
-  check_threads("growth", execution.threads);
-  const Sizes sizes = check_weight("growth", weight.shape, options);
-  const std::int64_t channels = weight.shape[0], pixels = height * width;
-  if (channels == 0 || pixels == 0) {
+  const char* const function = "growth";
+  check_size(function, height, width);
+  check_threads(function, execution.threads);
+  const Sizes sizes = check_weight(function, weight.shape, options);
+  const std::int64_t channels = weight.shape[0];
+  if (channels == 0 || height == 0 || width == 0) {
     return 0;
   }
+  check_fits(function, channels, height, width);
+  const std::int64_t pixels = height * width;
   std::vector<double> taps(static_cast<std::size_t>(channels * weight.shape[1] * weight.shape[2] * weight.shape[3]));
   const auto dense = View<double>::contiguous(taps.data(), weight.shape);
   for (std::int64_t o = 0, at = 0; o < channels; ++o) {

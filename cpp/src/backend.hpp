@@ -11,6 +11,10 @@
 
 namespace invconv::detail {
 
+inline bool has_no_elements(const Shape& shape) {
+  return shape[0] == 0 || shape[1] == 0 || shape[2] == 0 || shape[3] == 0;
+}
+
 /// The images of one group. Strides in elements. Row 0 and column 0 lie at the padded sides, channel 0 first in the
 /// triangle's order.
 template <class T>

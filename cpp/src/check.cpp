@@ -74,6 +74,9 @@ void check_same_shape(const char* function, const char* name, const Shape& shape
 }
 
 void check_output(const char* function, const char* name, const Shape& shape, const Shape& stride) {
+  if (has_no_elements(shape)) {
+    return;
+  }
   for (std::size_t axis = 0; axis < shape.size(); ++axis) {
     if (shape[axis] > 1 && stride[axis] == 0) {
       fail(function, std::string(name) + " whose elements have places of their own", "one with a stride of 0");
@@ -99,6 +102,14 @@ void check_threads(const char* function, int threads) {
 void check_size(const char* function, std::int64_t height, std::int64_t width) {
   if (height < 0 || width < 0) {
     fail(function, "size = (H, W) without negative sizes", to_string({height, width}));
+  }
+}
+
+void check_fits(const char* function, std::int64_t channels, std::int64_t height, std::int64_t width) {
+  constexpr std::int64_t most = std::int64_t{1} << 48;
+  if (height > most / width || channels > most / (height * width)) {
+    fail(function, "an image that fits in memory",
+         "one of " + std::to_string(channels) + " channels and size = " + to_string({height, width}));
   }
 }
 

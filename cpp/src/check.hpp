@@ -27,4 +27,7 @@ void check_threads(const char* function, int threads);
 
 void check_size(const char* function, std::int64_t height, std::int64_t width);
 
+/// That an image of this size can be held in memory at all: its elements are counted in 48 bits.
+void check_fits(const char* function, std::int64_t channels, std::int64_t height, std::int64_t width);
+
 }  // namespace invconv::detail

@@ -15,14 +15,9 @@ namespace invconv::detail {
 inline bool flips_rows(Corner corner) { return corner == Corner::bl || corner == Corner::br; }
 inline bool flips_columns(Corner corner) { return corner == Corner::tr || corner == Corner::br; }
 
-/// Whether there is no element to point at, where a flip would leave the array.
-inline bool has_no_elements(const Shape& shape) {
-  return shape[0] == 0 || shape[1] == 0 || shape[2] == 0 || shape[3] == 0;
-}
-
 template <class T>
 Images<T> group_images(const View<T>& view, std::int64_t group, std::int64_t channels, Corner corner, bool transpose) {
-  if (has_no_elements(view.shape)) {
+  if (has_no_elements(view.shape)) {  // a flip would leave the array
     return {view.data, 0, 0, 0, 0};
   }
   Images<T> images{view.data + group * channels * view.stride[1], view.stride[0], view.stride[1], view.stride[2],

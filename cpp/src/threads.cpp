@@ -135,16 +135,20 @@ OpenMp& openmp() {
   return runtime;
 }
 
-/// Threads do not survive a fork, and neither the pool nor a runtime would know.
-void watch_forks() {
+std::atomic<bool> is_forked{false};
+
+/// Threads do not survive a fork, and neither the pool nor a runtime would know. Watched from the moment that the
+/// library is loaded, since a runtime may have run before it is shared.
+[[maybe_unused]] const bool watching_forks = [] {
 #if defined(__unix__) || defined(__APPLE__)
-  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+  pthread_atfork(nullptr, nullptr, [] {
+    is_forked = true;
     openmp().parallel = nullptr;
     Pool::forget();
   });
-  static_cast<void>(registered);
 #endif
-}
+  return true;
+}();
 
 }  // namespace
 
@@ -155,7 +159,6 @@ void parallel_for(int threads, std::int64_t tasks, TaskBody body, void* context)
     call.work();
     return;
   }
-  watch_forks();
   if (const auto parallel = openmp().parallel.load()) {
     parallel([](void* one) { static_cast<Call*>(one)->work(); }, &call, static_cast<unsigned>(threads), 0);
   } else {
@@ -167,7 +170,9 @@ void parallel_for(int threads, std::int64_t tasks, TaskBody body, void* context)
 
 bool share_openmp() {
 #if defined(__unix__) || defined(__APPLE__)
-  detail::watch_forks();
+  if (detail::is_forked) {
+    return false;
+  }
   auto& runtime = detail::openmp();
   runtime.max_threads = reinterpret_cast<detail::OpenMp::MaxThreads>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
   runtime.parallel = reinterpret_cast<detail::OpenMp::Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
@@ -238,12 +243,12 @@ int num_threads() {
   return fallback;
 }
 
-void set_num_threads(int threads) {
+void set_num_threads(std::int64_t threads) {
   if (threads < 1 || threads > most_threads) {
     throw Error("[set_num_threads] expected threads from 1 to " + std::to_string(most_threads) + ", but got " +
                 std::to_string(threads));
   }
-  chosen_threads() = threads;
+  chosen_threads() = static_cast<int>(threads);
 }
 
 }  // namespace invconv

@@ -167,7 +167,7 @@ def weight_grad(
     _check.same_shape(function, "g", g_.shape, "x", x_.shape)
     _check.dtype(function, "g", g_.dtype.name, x_.dtype.name)
     channels = x_.shape[-3]
-    groups = _check.groups(function, groups, channels)
+    groups = _check.groups_of(function, groups, channels)
     dw = np.empty(
         (channels, channels // groups, *_check.kernel_size(function, kernel_size)), x_.dtype
     )
@@ -283,7 +283,7 @@ def _filter(
     if out is None:
         result = target = np.empty(images_.shape, images_.dtype)
     else:
-        result = _numpy_output(function, out, name, images_)
+        result = _numpy_output(function, out, type(images), name, images_)
         # Written into memory of its own where that is not simply the input's, in place.
         overlaps = np.may_share_memory(result, images_) and not _is_same_view(result, images_)
         target = np.empty(images_.shape, images_.dtype) if overlaps else result
@@ -351,13 +351,22 @@ def _from_dlpack(function: str, name: str, array: Any) -> NumpyArray:
         ) from error
 
 
-def _numpy_output(function: str, out: Any, name: str, images: NumpyArray) -> NumpyArray:
+def _kind_name(kind: type) -> str:
+    return "numpy array" if issubclass(kind, np.ndarray) else kind.__name__
+
+
+def _numpy_output(function: str, out: Any, kind: type, name: str, images: NumpyArray) -> NumpyArray:
+    """Return ``out``, an array of the input's ``kind``, as a numpy array to write into."""
     if not isinstance(out, np.ndarray):
-        raise TypeError(
-            f"[{function}] expected out to be a numpy array, but got {type(out).__name__}"
-        )
+        if type(out) is not kind or not hasattr(out, "__dlpack__"):
+            raise TypeError(
+                f"[{function}] expected out to be a {_kind_name(kind)}, "
+                f"but got {type(out).__name__}"
+            )
+        out = _from_dlpack(function, "out", out)
     _check.dtype(function, "out", out.dtype.name, images.dtype.name)
     _check.same_shape(function, "out", out.shape, name, images.shape)
+    _check.own_places(function, "out", out.shape, out.strides)
     if not out.flags.writeable:
         raise ValueError(f"[{function}] expected out to be writeable, but got a read-only array")
     if _numpy(function, "out", out) is not out:

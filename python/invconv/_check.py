@@ -18,9 +18,11 @@ CORNERS = {
     "br": _core.Corner.br,
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-AXES = {3: "(C, H, W)", 4: "(B, C, H, W)"}
 
 Corner = str | Iterable[str]
+
+# More than fit in any memory; a weight of this size can still be counted in 64 bits.
+_MOST_TAPS = 2**31
 
 
 def integer(function: str, name: str, value: Any) -> int:
@@ -28,11 +30,15 @@ def integer(function: str, name: str, value: Any) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise TypeError(
             f"[{function}] expected {name} to be an integer, but got {value!r}"
         ) from None
+    # The core's integers have 64 bits.
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"[{function}] expected {name} of at most 64 bits, but got {number}")
+    return number
 
 
 def pair(function: str, name: str, value: Any) -> tuple[int, int]:
@@ -57,6 +63,10 @@ def kernel_size(function: str, value: Any) -> tuple[int, int]:
         raise ValueError(
             f"[{function}] expected kernel_size of at least 1 x 1, but got {kh} x {kw}"
         )
+    if kh * kw > _MOST_TAPS:
+        raise ValueError(
+            f"[{function}] expected kernel_size of at most {_MOST_TAPS} taps, but got {kh} x {kw}"
+        )
     return kh, kw
 
 
@@ -67,20 +77,21 @@ def image_size(function: str, value: Any) -> tuple[int, int]:
 
 def corners(function: str, value: Corner) -> tuple[str, ...]:
     """Return the names of the corners: one, or one for each group."""
-    names: tuple[Any, ...] | None = None
-    if isinstance(value, str):
-        names = (value,)
-    elif isinstance(value, Iterable):
-        names = tuple(value)
-    if not names or not all(isinstance(name, str) and name in CORNERS for name in names):
-        raise ValueError(
-            f"[{function}] expected corner to be 'tl', 'tr', 'bl' or 'br', or one of them for each "
-            f"group, but got {value!r}"
-        )
+    message = (
+        f"[{function}] expected corner to be 'tl', 'tr', 'bl' or 'br', or one of them for each "
+        f"group, but got {value!r}"
+    )
+    if not isinstance(value, Iterable):
+        raise TypeError(message)
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(message)
+    if not names or not all(name in CORNERS for name in names):
+        raise ValueError(message)
     return names
 
 
-def groups(function: str, value: Any, channels: int) -> int:
+def groups_of(function: str, value: Any, channels: int) -> int:
     """Return the number of groups, where the caller allocates by it before the core checks it."""
     number = integer(function, "groups", value)
     if number < 1:
@@ -101,9 +112,20 @@ def dtype(function: str, name: str, got: str, expected: str | None = None) -> No
         raise TypeError(f"[{function}] expected {name} of dtype {expected}, but got {got}")
 
 
+def own_places(function: str, name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """Check that the elements of an output do not share memory by a stride of zero."""
+    if 0 not in shape and any(
+        n > 1 and stride == 0 for n, stride in zip(shape, strides, strict=True)
+    ):
+        raise ValueError(
+            f"[{function}] expected {name} whose elements have places of their own, "
+            "but got one with a stride of 0"
+        )
+
+
 def image_axes(function: str, name: str, shape: tuple[int, ...]) -> None:
     """Check that there are 3 or 4 axes."""
-    if len(shape) not in AXES:
+    if len(shape) not in (3, 4):
         raise ValueError(
             f"[{function}] expected {name} of shape (B, C, H, W) or (C, H, W), "
             f"but got {tuple(shape)}"
@@ -115,6 +137,26 @@ def weight_axes(function: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 4:
         raise ValueError(
             f"[{function}] expected weight of shape (C, C/groups, kh, kw), but got {tuple(shape)}"
+        )
+
+
+def fitting_weight(function: str, shape: tuple[int, ...], channels: int, number: int) -> None:
+    """Check a weight against C and the groups, where the core is not called."""
+    groups_of(function, number, channels)
+    out, inputs, kh, kw = shape
+    if out != channels or inputs * number != channels or kh < 1 or kw < 1:
+        raise ValueError(
+            f"[{function}] expected weight of shape (C, C/groups, kh, kw) with C = {channels}, "
+            f"groups = {number}, but got {shape}"
+        )
+
+
+def fitting_corners(function: str, names: tuple[str, ...], number: int) -> None:
+    """Check the number of corners against the groups, where the core is not called."""
+    if len(names) not in (1, number):
+        raise ValueError(
+            f"[{function}] expected one corner, or one for each of the groups = {number}, "
+            f"but got {len(names)}"
         )
 
 

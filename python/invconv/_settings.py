@@ -34,16 +34,14 @@ def set_num_threads(threads: int) -> None:
     _core.set_num_threads(integer("set_num_threads", "threads", threads))
 
 
-def build_info() -> dict[str, str | bool]:
+def build_info() -> dict[str, str]:
     """Return what this build of the core is and uses.
 
     Returns:
         ``version``; ``instruction_set``, the CPU kernels in use (``"avx512"``, ``"avx2"`` or
-        ``"baseline"``; the environment's ``INVCONV_ISA`` forces one); ``cuda``, whether the build
-        has CUDA kernels.
+        ``"baseline"``; the environment's ``INVCONV_ISA`` forces one).
     """
     return {
         "version": _core.version(),
         "instruction_set": _core.instruction_set(),
-        "cuda": False,
     }

@@ -17,11 +17,13 @@ The gradients of ``x = solve(y, W)`` for an incoming ``g = dL/dx`` are ``dL/dy =
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from invconv import _check, _core
 from invconv._check import CORNERS, Corner
@@ -66,6 +68,14 @@ def _check_tensor(function: str, name: str, tensor: Any, like: Tensor | None = N
 
 # A look-up, since str() of a dtype takes as long as a small solve.
 _DTYPE_NAMES = {getattr(torch, name): name for name in _check.DTYPES}
+
+
+def _check_device(function: str, name: str, tensor: Tensor, other: str, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise TypeError(
+            f"[{function}] expected {other} and {name} on one device, "
+            f"but got {like.device} and {tensor.device}"
+        )
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -134,8 +144,19 @@ def _raw_weight_grad(
     return dw
 
 
-def _fake_filter(images: Tensor, weight: Tensor, *_: Any) -> Tensor:
+def _fake_filter(function: str, images: Tensor, weight: Tensor, *options: Any) -> Tensor:
+    corner, _, groups, _ = options
+    _check.fitting_weight(function, tuple(weight.shape), images.shape[1], groups)
+    _check.fitting_corners(function, tuple(corner.split(",")), groups)
     return torch.empty_like(images)
+
+
+def _fake_solve(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
+    return _fake_filter("solve", y, weight, *options)
+
+
+def _fake_conv(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
+    return _fake_filter("conv", x, weight, *options)
 
 
 def _fake_weight_grad(x: Tensor, g: Tensor, kh: int, kw: int, *rest: Any) -> Tensor:
@@ -144,8 +165,8 @@ def _fake_weight_grad(x: Tensor, g: Tensor, kh: int, kw: int, *rest: Any) -> Ten
 
 
 for _name, _raw, _fake in (
-    ("solve", _raw_solve, _fake_filter),
-    ("conv", _raw_conv, _fake_filter),
+    ("solve", _raw_solve, _fake_solve),
+    ("conv", _raw_conv, _fake_conv),
     ("weight_grad", _raw_weight_grad, _fake_weight_grad),
 ):
     _library.impl(_name, _raw, "CPU")
@@ -164,24 +185,23 @@ def _linear_weight(weight: Tensor, corner: str, unit_diagonal: bool, groups: int
     """
     if not unit_diagonal:
         return weight
-    return torch.where(_diagonal_mask(weight, corner, groups), 0.0, weight)
+    mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    mask[_diagonal_index(weight, corner, groups)] = False
+    return torch.where(mask, weight, 0.0)
 
 
-def _diagonal_mask(weight: Tensor, corner: str, groups: int) -> Tensor:
-    """Where a weight holds the diagonal of its anchor: booleans of shape (C, C/groups, kh, kw)."""
+def _diagonal_index(weight: Tensor, corner: str, groups: int) -> tuple[Tensor, ...]:
+    """Where a weight holds the diagonal of its anchor: o, c, u and v of its C entries."""
     channels, inputs, kh, kw = weight.shape
     names = corner.split(",")
     names = names * groups if len(names) == 1 else names
-    device = weight.device
-    o = torch.arange(channels, device=device).view(-1, 1, 1, 1)
-    c = torch.arange(inputs, device=device).view(1, -1, 1, 1)
-    rows = torch.tensor([kh - 1 if name[0] == "t" else 0 for name in names], device=device)
-    columns = torch.tensor([kw - 1 if name[1] == "l" else 0 for name in names], device=device)
-    u = torch.arange(kh, device=device).view(1, 1, -1, 1)
-    v = torch.arange(kw, device=device).view(1, 1, 1, -1)
-    rows = rows.repeat_interleave(inputs).view(-1, 1, 1, 1)
-    columns = columns.repeat_interleave(inputs).view(-1, 1, 1, 1)
-    return (o % inputs == c) & (u == rows) & (v == columns)
+    rows = [kh - 1 if name[0] == "t" else 0 for name in names]
+    columns = [kw - 1 if name[1] == "l" else 0 for name in names]
+    o = torch.arange(channels, device=weight.device)
+    group = o // max(inputs, 1)
+    u = torch.tensor(rows, device=weight.device)[group]
+    v = torch.tensor(columns, device=weight.device)[group]
+    return o, o - group * inputs, u, v
 
 
 def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -229,6 +249,18 @@ def _vmap_filter(
     return flat.unflatten(1, weight.shape[:2]), 1
 
 
+@contextlib.contextmanager
+def _nested_forward_mode(ctx: Any) -> Iterator[tuple[Tensor, ...]]:
+    """What a jvp saved, inside of which forward mode goes on for the levels outside of it.
+
+    torch switches forward mode off in a Function's jvp, so that the tangents of an outer level
+    would be lost without an error. With it on, the saved tensors must not bring the tangents of
+    the present level, which are the jvp's arguments.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield tuple(forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
+
+
 class _Solve(torch.autograd.Function):
     """x = M^-1 y, or M^-T y."""
 
@@ -261,14 +293,14 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         dy, dw = tangents[:2]
-        x, weight = ctx.saved_tensors
         corner, unit_diagonal, groups, transpose = ctx.options
-        dmx = None
-        if dw is not None:
-            dw = _linear_weight(dw, corner, unit_diagonal, groups)
-            dmx = _conv(x, dw, corner, False, groups, transpose)
-        total = _minus(dy, dmx)
-        return None if total is None else _solve(total, weight, *ctx.options)
+        with _nested_forward_mode(ctx) as (x, weight):
+            dmx = None
+            if dw is not None:
+                dw = _linear_weight(dw, corner, unit_diagonal, groups)
+                dmx = _conv(x, dw, corner, False, groups, transpose)
+            total = _minus(dy, dmx)
+            return None if total is None else _solve(total, weight, *ctx.options)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -307,15 +339,15 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         dx, dw = tangents[:2]
-        x, weight = ctx.saved_tensors
         corner, unit_diagonal, groups, transpose = ctx.options
-        mdx = dmx = None
-        if dx is not None:
-            mdx = _conv(dx, weight, *ctx.options)
-        if dw is not None:
-            dw = _linear_weight(dw, corner, unit_diagonal, groups)
-            dmx = _conv(x, dw, corner, False, groups, transpose)
-        return _plus(mdx, dmx)
+        with _nested_forward_mode(ctx) as (x, weight):
+            mdx = dmx = None
+            if dx is not None:
+                mdx = _conv(dx, weight, *ctx.options)
+            if dw is not None:
+                dw = _linear_weight(dw, corner, unit_diagonal, groups)
+                dmx = _conv(x, dw, corner, False, groups, transpose)
+            return _plus(mdx, dmx)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -355,11 +387,11 @@ class _WeightGrad(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         dx, dg = tangents[:2]
-        x, g = ctx.saved_tensors
-        return _plus(
-            None if dx is None else _weight_grad(dx, g, *ctx.options),
-            None if dg is None else _weight_grad(x, dg, *ctx.options),
-        )
+        with _nested_forward_mode(ctx) as (x, g):
+            return _plus(
+                None if dx is None else _weight_grad(dx, g, *ctx.options),
+                None if dg is None else _weight_grad(x, dg, *ctx.options),
+            )
 
     @staticmethod
     def vmap(
@@ -432,6 +464,7 @@ def _filter(
 ) -> Tensor:
     _check_tensor(function, name, images)
     _check_tensor(function, "weight", weight)
+    _check_device(function, "weight", weight, name, images)
     _check.image_axes(function, name, images.shape)
     _check.weight_axes(function, weight.shape)
     options = (
@@ -460,15 +493,22 @@ def _write_filter(
 ) -> None:
     _check_tensor(function, "weight", weight, images)
     _check_tensor(function, "out", out, images)
+    _check_device(function, "out", out, name, images)
     _check.same_shape(function, "out", tuple(out.shape), name, tuple(images.shape))
     if torch.is_grad_enabled() and any(t.requires_grad for t in (images, weight, out)):
         raise ValueError(
             f"[{function}] expected tensors that do not require a gradient together with out=, "
             "which autograd cannot follow, but got one that does"
         )
+    _check.own_places(function, "out", tuple(out.shape), out.stride())
     target = out.detach()
     same_view = target.data_ptr() == images.data_ptr() and target.stride() == images.stride()
-    overlaps = target.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
+    # Two storages may share memory too, as views of one numpy array do.
+    ours, theirs = target.untyped_storage(), images.untyped_storage()
+    overlaps = (
+        ours.data_ptr() < theirs.data_ptr() + theirs.nbytes()
+        and theirs.data_ptr() < ours.data_ptr() + ours.nbytes()
+    )
     # Written into memory of its own where that is not simply the input's, in place.
     if target.is_neg() or (overlaps and not same_view):
         target = torch.empty_like(images, requires_grad=False)
@@ -491,10 +531,11 @@ def weight_grad(
     function = "weight_grad"
     _check_tensor(function, "x", x)
     _check_tensor(function, "g", g)
+    _check_device(function, "g", g, "x", x)
     _check.image_axes(function, "x", x.shape)
     _check.same_shape(function, "g", tuple(g.shape), "x", tuple(x.shape))
     corner = ",".join(_check.corners(function, corner))
-    groups = _check.groups(function, groups, x.shape[-3])
+    groups = _check.groups_of(function, groups, x.shape[-3])
     kh, kw = _check.kernel_size(function, kernel_size)
     if x.dim() == 3:
         x, g = x.unsqueeze(0), g.unsqueeze(0)
@@ -508,24 +549,24 @@ def logabsdet(
     """See :func:`invconv.logabsdet`. A composition of torch's own operators."""
     function = "logabsdet"
     _check_tensor(function, "weight", weight)
-    _check.weight_axes(function, weight.shape)
     height, width = _check.image_size(function, size)
     names = _check.corners(function, corner)
-    groups = _check.groups(function, groups, weight.shape[0])
-    # The core checks what is left, on a stand-in of the shape without elements to read.
-    _core.logabsdet(
-        np.broadcast_to(np.zeros(()), tuple(weight.shape)),
-        height,
-        width,
-        _corners(",".join(names)),
-        True,
-        groups,
-    )
+    groups = _check.integer(function, "groups", groups)
+    # In Python, since torch.compile cannot look into the core.
+    _check.weight_axes(function, weight.shape)
+    _check.fitting_weight(function, tuple(weight.shape), weight.shape[0], groups)
+    _check.fitting_corners(function, names, groups)
+    if height < 0 or width < 0:
+        raise ValueError(
+            f"[{function}] expected size = (H, W) without negative sizes, but got {(height, width)}"
+        )
     if unit_diagonal:
-        # Zero times nothing: connected to the weight, with a gradient of exactly 0.
+        # A sum of nothing: connected to the weight, with a gradient of exactly 0.
         return weight[:0].sum()
-    diagonal = weight[_diagonal_mask(weight, ",".join(names), groups)]
-    return height * width * diagonal.abs().log().sum()
+    diagonal = weight[_diagonal_index(weight, ",".join(names), groups)]
+    # The half types are for storage alone.
+    arithmetic = torch.promote_types(weight.dtype, torch.float32)
+    return (height * width * diagonal.to(arithmetic).abs().log().sum()).to(weight.dtype)
 
 
 def growth(
@@ -534,6 +575,8 @@ def growth(
     """See :func:`invconv.growth`."""
     function = "growth"
     _check_tensor(function, "weight", weight)
+    if weight.is_meta:
+        raise TypeError(f"[{function}] expected weight with values, but got a meta tensor")
     _check.weight_axes(function, weight.shape)
     height, width = _check.image_size(function, size)
     names = _check.corners(function, corner)

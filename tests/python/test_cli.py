@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import invconv
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from invconv.cli import main
 from PIL import Image
+
+import invconv
+from invconv.cli import main
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "invconv"
 # One thread: these models are tiny, and the results then do not depend on the machine's cores.

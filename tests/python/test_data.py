@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from invconv.data import BUILT_IN, DataError, ImageData, Images, load
 from PIL import Image
+
+from invconv.data import BUILT_IN, DataError, ImageData, Images, load
 
 # Of the first five test images: the very ones that published figures belong to.
 MNIST_TEST_SUM = 178627

@@ -8,10 +8,11 @@ import weakref
 from typing import Any
 
 import array_api_strict
-import invconv
 import numpy as np
 import pytest
 import torch
+
+import invconv
 
 RNG = np.random.default_rng(6)
 Y = RNG.standard_normal((2, 3, 4, 5)).astype(np.float32)

@@ -48,13 +48,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import invconv
 import numpy as np
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
 from reference import CORNERS, Array, Corner
+
+import invconv
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 PROBLEMS_PER_DTYPE = 600  # 2400 in all

@@ -9,10 +9,12 @@ import pkgutil
 import warnings
 from collections.abc import Callable
 
-import invconv.flows
-import invconv.nn
 import pytest
 import torch
+from torch import Tensor
+
+import invconv.flows
+import invconv.nn
 from invconv.flows import (
     ActNorm,
     AffineCoupling,
@@ -26,7 +28,6 @@ from invconv.flows import (
     SplitPrior,
     Squeeze,
 )
-from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
 

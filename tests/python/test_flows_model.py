@@ -6,11 +6,12 @@ import io
 import math
 from typing import Any
 
-import invconv.flows
 import pytest
 import torch
-from invconv.flows import PRESETS, FlowConfig, InverseConvolution, InverseFlow, StandardNormal
 from torch import Tensor
+
+import invconv.flows
+from invconv.flows import PRESETS, FlowConfig, InverseConvolution, InverseFlow, StandardNormal
 
 EPS = torch.finfo(torch.float64).eps
 TINY: dict[str, Any] = {"image_shape": (1, 8, 8), "levels": 2, "steps": 2, "hidden": 6}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import invconv
 import numpy as np
 import pytest
 import reference
 import torch
 from reference import CORNERS, Array, Corner
+
+import invconv
 
 
 def inverse_norm(weight: Array, size: tuple[int, int], **options: Any) -> tuple[float, float]:

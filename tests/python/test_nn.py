@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 
-import invconv
 import pytest
 import torch
 import torch.nn.functional as F
-from invconv.nn import CausalConv2d, InverseConv2d
 from torch import Tensor
+
+import invconv
+from invconv.nn import CausalConv2d, InverseConv2d
 
 CORNERS = ("tl", "tr", "bl", "br")
 # Where each corner's table in the design pads: (left, right, top, bottom) per kernel size.

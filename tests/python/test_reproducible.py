@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import invconv
 import numpy as np
 import pytest
 import reference
 import torch
+
+import invconv
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import invconv
 import numpy as np
 import pytest
 import reference
@@ -20,6 +19,8 @@ import torch
 from reference import CORNERS, Corner
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
+
+import invconv
 
 # (corner, groups): every corner with 1 and 2 groups, and a corner per group.
 ARRANGEMENTS: list[tuple[Corner, int]] = [

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
+
 from invconv import data as datasets
 from invconv.data import ImageData
 from invconv.flows import InverseFlow
@@ -32,7 +34,6 @@ from invconv.train import (
 )
 from invconv.train._files import write_atomic
 from invconv.train._fit import _learning_rate, _shift
-from PIL import Image
 
 CPU = torch.device("cpu")
 RESULTS = {"config.json", "metrics.jsonl", "checkpoint.safetensors", "model.safetensors",

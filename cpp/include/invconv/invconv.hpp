@@ -142,11 +142,12 @@ double growth(View<const T> weight, std::int64_t height, std::int64_t width, con
 /// The number of threads that Cpu{0} means: what set_num_threads() said, else the environment's INVCONV_NUM_THREADS,
 /// else what a shared OpenMP runtime would use, else OMP_NUM_THREADS, else the processors that this process may run on.
 int num_threads();
-void set_num_threads(int threads);
+void set_num_threads(std::int64_t threads);
 
 /// Use the threads of the OpenMP runtime that other code of this process has loaded, if there is one, in place of the
 /// library's own: two sets of threads compete for the processors. Returns whether there is one. For programs that use
 /// OpenMP themselves or through a library; nothing is linked or loaded.
+/// In the child of a fork the answer is no: a runtime does not survive one.
 bool share_openmp();
 
 /// The instruction set that the CPU kernels use here: "avx512", "avx2" or "baseline".

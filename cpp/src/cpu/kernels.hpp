@@ -21,7 +21,7 @@ namespace invconv::detail::cpu {
 template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-/// A filter's shape. `pitch` is the length of a packed row in elements: (width + kernel_width - 1) pixels.
+/// A filter's shape; the numbers are of one group.
 struct FilterShape {
   std::int64_t channels, height, width, kernel_height, kernel_width;
   bool solve, unit_diagonal;

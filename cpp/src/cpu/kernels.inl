@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__FMA__)
 #include <immintrin.h>
@@ -271,11 +272,7 @@ Index block_size(Index channels) {
 /// oldest, pixel from the oldest and channel, the block's coefficients; in the present pixel the channels before the
 /// block; then a square, its diagonal the anchor's and its rest the coefficients inside the block. A solve subtracts,
 /// so its coefficients are negated.
-template <class T>
 Index packed_weight_size(const FilterShape& shape) {
-  if (shape.channels == 0) {
-    return 0;
-  }
   const Index block = block_size(shape.channels);
   Index size = 0;
   for (Index first = 0; first < shape.channels; first += block) {
@@ -433,9 +430,10 @@ template <class A>
 struct Tile {
   Index rows, columns;  // pixels to sum over
   const A* g;           // [row][column][channel][lane], at the first pixel
-  Index g_pitch, g_pixel;
+  Index g_pitch;
   const A* x;  // the same, at the oldest pixel that the first one reads
-  Index x_pitch, x_pixel;
+  Index x_pitch;
+  Index pixel;                 // elements of a pixel in both
   Index output[tile_outputs];  // offsets of the tile's operands
   Index input[tile_inputs];
 };
@@ -447,7 +445,7 @@ void correlate_tile(const Tile<A>& tile, A* sums) {
   for (Index r = 0; r < tile.rows; ++r) {
     const A* g = tile.g + r * tile.g_pitch;
     const A* x = tile.x + r * tile.x_pitch;
-    for (Index s = 0; s < tile.columns; ++s, g += tile.g_pixel, x += tile.x_pixel) {
+    for (Index s = 0; s < tile.columns; ++s, g += tile.pixel, x += tile.pixel) {
       Vec inputs[TK];
       INVCONV_UNROLL
       for (int k = 0; k < TK; ++k) {
@@ -529,7 +527,7 @@ void correlate_block(const CorrelationShape& shape, Index images, const Images<c
         tile.rows = rows;
         tile.g_pitch = g_pitch;
         tile.x_pitch = x_pitch;
-        tile.g_pixel = tile.x_pixel = pixel;
+        tile.pixel = pixel;
         const Function function = (size == tile_inputs ? wide : slim)[live_o - 1];
         for (Index s = 0; s < width; s += segment) {
           tile.columns = s + segment <= width ? segment : width - s;
@@ -577,7 +575,7 @@ Kernels<T> INVCONV_KERNELS() {
   for (int halvings = 0; halvings < 4; ++halvings) {
     table.lanes[halvings] = (INVCONV_VECTOR_BYTES >> halvings) >= 16 ? widest<A> >> halvings : 1;
   }
-  table.packed_weight_size = packed_weight_size<T>;
+  table.packed_weight_size = packed_weight_size;
   table.pack_weight = pack_weight<T>;
   table.filter = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
                     const Images<T>& out, const A* packed, A* scratch) {

@@ -44,7 +44,7 @@ class RationalQuadraticSpline(Bijection):
         (True, torch.Size([2]))
     """
 
-    def __init__(self, channels: int, bins: int = 8, tail_bound: float = 3.0) -> None:
+    def __init__(self, channels: int, bins: int = 16, tail_bound: float = 3.0) -> None:
         super().__init__()
         if channels < 1 or not 2 <= bins <= 0.5 / _MIN_FRACTION or not tail_bound > 0:
             raise ValueError(

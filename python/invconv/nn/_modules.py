@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import invconv
+from invconv import _check
 
 # Where the pixel itself sits in the kernel: the corner opposite to the open one (row, column).
 _ANCHOR = {"tl": (-1, -1), "tr": (-1, 0), "bl": (0, -1), "br": (0, 0)}
@@ -33,29 +34,25 @@ class _TriangularConv2d(torch.nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        if channels < 1 or groups < 1 or channels % groups:
-            raise ValueError(
-                f"[{name}] expected channels divisible by groups, both at least 1, "
-                f"but got channels = {channels}, groups = {groups}"
-            )
-        if len(kernel) != 2 or min(kernel) < 1:
-            raise ValueError(
-                f"[{name}] expected kernel_size of one or two integers, each at least 1, "
-                f"but got {kernel_size!r}"
-            )
-        corners = (corner,) * groups if isinstance(corner, str) else tuple(corner)
-        if len(corners) != groups or any(c not in _ANCHOR for c in corners):
-            raise ValueError(
-                f"[{name}] expected corner 'tl', 'tr', 'bl' or 'br', or one of them for each of "
-                f"{groups} groups, but got {corner!r}"
-            )
-        if bound is not None and not 0 < bound < 1:
-            raise ValueError(f"[{name}] expected bound between 0 and 1, but got {bound!r}")
+        channels = _check.integer(name, "channels", channels)
+        if channels < 1:
+            raise ValueError(f"[{name}] expected channels of at least 1, but got {channels}")
+        groups = _check.groups_of(name, groups, channels)
+        kernel = _check.kernel_size(name, kernel_size)
+        given = _check.corners(name, corner)
+        _check.fitting_corners(name, given, groups)
+        corners = given * groups if len(given) == 1 else given
+        if bound is not None:
+            if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+                raise TypeError(
+                    f"[{name}] expected bound to be a number or None, but got {bound!r}"
+                )
+            if not 0 < bound < 1:
+                raise ValueError(f"[{name}] expected bound between 0 and 1, but got {bound!r}")
 
         self.channels = channels
         self.kernel_size = kernel
-        self.corner = corner if isinstance(corner, str) else corners
+        self.corner = given[0] if len(given) == 1 else given
         self.groups = groups
         self.unit_diagonal = unit_diagonal
         self.bound = bound
