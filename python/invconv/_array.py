@@ -39,9 +39,9 @@ def solve(
     entries above its diagonal are never read.
 
     float16 and bfloat16 are storage types: the recurrence runs in float32. The result satisfies
-    ``|M x - y| <= 2 (n + 2) eps (|M| |x| + |y|)`` with ``n = kh kw C / groups``, and has the same
-    bits for any number of threads, any batch that an image sits in and any strides. Source: Nagar
-    and Varma, arXiv 2410.14634.
+    ``|M x - y| <= 2 (n + 2) u (|M| |x| + |y|)`` with ``n = kh kw C / groups`` and the unit roundoff
+    ``u`` (2^-24 in float32), and has the same bits for any number of threads, any batch that an
+    image sits in and any strides. Source: Nagar and Varma, arXiv 2410.14634.
 
     Args:
         y: Images of shape (B, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any
@@ -324,7 +324,8 @@ def _numpy(function: str, name: str, array: Any) -> NumpyArray:
         raise TypeError(
             f"[{function}] expected {name} in native byte order, but got dtype {array.dtype.str}"
         )
-    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+    steps = [stride for size, stride in zip(array.shape, array.strides, strict=True) if size > 1]
+    if not array.flags.aligned or any(step % array.itemsize for step in steps):
         # The one case that strides in elements cannot describe.
         array = array.copy()
     return array  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 Three layers, each for what it alone can do:
 
 * raw operators ``torch.ops.invconv.*``, which call the compiled core, with shapes for tracing
-  (``register_fake``) and their rule under autocast, and no formula for gradients;
+  (``register_fake``) and no formula for gradients;
 * one ``autograd.Function`` for each, whose ``backward`` and ``jvp`` call these functions again, so
   that every order of derivative comes free, and whose ``vmap`` folds the mapped axis into the batch
   or the groups;
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from invconv import _check, _core
@@ -81,6 +82,31 @@ def _check_device(function: str, name: str, tensor: Tensor, other: str, like: Te
 def _dtype_name(tensor: Tensor) -> str:
     name = _DTYPE_NAMES.get(tensor.dtype)
     return str(tensor.dtype).removeprefix("torch.") if name is None else name
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast the half types become float32, as in torch's own solvers.
+
+    Here and not below the autograd Functions, so that what they save has the dtype of their output.
+    """
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    halves = (torch.float16, torch.bfloat16)
+    return tuple(t.float() if t.dtype in halves else t for t in tensors)
+
+
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context in which arithmetic on the tensor's device has the dtype of its operands."""
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are numbers behind a tensor, and not its shape alone."""
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def _readable(tensor: Tensor) -> Tensor:
@@ -171,8 +197,6 @@ for _name, _raw, _fake in (
 ):
     _library.impl(_name, _raw, "CPU")
     torch.library.register_fake(f"invconv::{_name}", _fake, lib=_library)
-    for _device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"invconv::{_name}", _device, torch.float32, lib=_library)
 
 
 # ---- gradients -----------------------------------------------------------------------------------
@@ -478,7 +502,7 @@ def _filter(
         _write_filter(function, name, batched, images, weight, out, *options)
         return out
     apply = _solve if function == "solve" else _conv
-    result: Tensor = apply(batched, weight, *options)
+    result: Tensor = apply(*_autocast(batched, weight), *options)
     return result if images.dim() == 4 else result.squeeze(0)
 
 
@@ -517,6 +541,9 @@ def _write_filter(
     )
     if target.data_ptr() != out.data_ptr() or out.is_neg():
         out.detach().copy_(target)
+    else:
+        # So that autograd notices if it has saved what was there.
+        torch.autograd.graph.increment_version(out)
 
 
 def weight_grad(
@@ -539,7 +566,7 @@ def weight_grad(
     kh, kw = _check.kernel_size(function, kernel_size)
     if x.dim() == 3:
         x, g = x.unsqueeze(0), g.unsqueeze(0)
-    result: Tensor = _weight_grad(x, g, kh, kw, corner, bool(unit_diagonal), groups)
+    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, corner, bool(unit_diagonal), groups)
     return result
 
 
@@ -560,7 +587,7 @@ def logabsdet(
         raise ValueError(
             f"[{function}] expected size = (H, W) without negative sizes, but got {(height, width)}"
         )
-    if unit_diagonal:
+    if unit_diagonal or height * width == 0:
         # A sum of nothing: connected to the weight, with a gradient of exactly 0.
         return weight[:0].sum()
     diagonal = weight[_diagonal_index(weight, ",".join(names), groups)]
@@ -575,8 +602,8 @@ def growth(
     """See :func:`invconv.growth`."""
     function = "growth"
     _check_tensor(function, "weight", weight)
-    if weight.is_meta:
-        raise TypeError(f"[{function}] expected weight with values, but got a meta tensor")
+    if not has_values(weight):
+        raise TypeError(f"[{function}] expected weight with values, but got a meta or fake tensor")
     _check.weight_axes(function, weight.shape)
     height, width = _check.image_size(function, size)
     names = _check.corners(function, corner)

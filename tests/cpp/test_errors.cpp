@@ -148,6 +148,27 @@ TEST(Errors, LogAbsDetAndGrowth) {
        "expected one corner, or one for each of the groups = 1, but got 2");
 }
 
+// Sizes whose product leaves 64 bits, or comes back to 0.
+TEST(Errors, GrowthOnAnImageThatFitsInNoMemory) {
+  const std::vector<float> taps(4);
+  const auto weight = View<const float>::contiguous(taps.data(), {2, 2, 1, 1});
+  constexpr Index huge = Index{1} << 40, most = std::numeric_limits<Index>::max();
+  EXPECT_EQ(message_of([&] { growth<float>(weight, huge, huge, {}); }),
+            "[growth] expected an image that fits in memory, but got one of 2 channels and size = (1099511627776, "
+            "1099511627776)");
+  EXPECT_EQ(message_of([&] { growth<float>(weight, 1, most, {}); }),
+            "[growth] expected an image that fits in memory, but got one of 2 channels and size = (1, "
+            "9223372036854775807)");
+  EXPECT_EQ(growth<float>(weight, 0, most, {}), 0);
+}
+
+// numpy and torch give arrays without elements strides of zero.
+TEST(Errors, NoneForAnEmptyOutputWithStridesOfZero) {
+  const View<float> empty{nullptr, {0, 4, 8, 8}, {}};
+  const Array<float> weight(Dense({4, 4, 1, 1}), contiguous);
+  EXPECT_EQ(message_of([&] { solve<float>(empty, weight.view(), empty, {}, {}, Cpu{}); }), "no error");
+}
+
 TEST(Errors, CudaIsRefusedByABuildWithoutIt) {
   const std::string text = "[cuda] this build of invconv has no CUDA kernels; use the CPU";
   const Array<float> images({1, 1, 2, 2}), weight({1, 1, 1, 1}), out({1, 1, 2, 2});

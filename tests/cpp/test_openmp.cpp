@@ -40,6 +40,11 @@ TEST(OpenMp, RunsEachTaskOnce) {
   }
 }
 
+TEST(OpenMp, AChildHasNothingToShare) {
+  use_openmp();
+  EXPECT_TRUE(in_a_child([] { return !share_openmp() && runs_each_task_once(3, 100); }));
+}
+
 // The tasks really run on the runtime's threads: it counts those of the innermost parallel region.
 TEST(OpenMp, LendsItsThreads) {
   ASSERT_TRUE(share_openmp());

@@ -135,7 +135,9 @@ TEST(NumThreads, AreWhatWasSet) {
 
 TEST(NumThreads, AreValidated) {
   const int before = num_threads();
-  for (const int threads : {0, -1, 1025, std::numeric_limits<int>::max(), std::numeric_limits<int>::min()}) {
+  // The last one is 1 in 32 bits.
+  for (const Index threads : {Index{0}, Index{-1}, Index{1025}, Index{std::numeric_limits<int>::min()},
+                              std::numeric_limits<Index>::max(), (Index{1} << 32) + 1}) {
     try {
       set_num_threads(threads);
       ADD_FAILURE() << threads << " was taken";

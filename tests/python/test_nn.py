@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import invconv
 from invconv.nn import CausalConv2d, InverseConv2d
@@ -313,12 +314,11 @@ def test_repr_names_every_argument() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 12, "groups": 5}, "divisible by groups.* channels = 12, groups = 5"),
-        ({"channels": 0}, "channels = 0"),
-        ({"kernel_size": 0}, "expected kernel_size .* but got 0"),
-        ({"kernel_size": (3, 3, 3)}, r"but got \(3, 3, 3\)"),
-        ({"corner": "left"}, "expected corner 'tl', .* but got 'left'"),
-        ({"groups": 2, "corner": ("tl",)}, r"2 groups, but got \('tl',\)"),
+        ({"channels": 12, "groups": 5}, "expected groups to divide C = 12, but got 5"),
+        ({"channels": 0}, "expected channels of at least 1, but got 0"),
+        ({"kernel_size": 0}, "expected kernel_size .* but got 0 x 0"),
+        ({"corner": "left"}, "expected corner to be 'tl', .* but got 'left'"),
+        ({"groups": 2, "corner": ("tl",) * 3}, "one for each of the groups = 2, but got 3"),
         ({"bound": 1.0}, "expected bound between 0 and 1, but got 1.0"),
         ({"bound": 0.0}, "but got 0.0"),
         ({"bound": float("nan")}, "but got nan"),
@@ -332,3 +332,49 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
 def test_wrong_dtype_is_refused() -> None:
     with pytest.raises(TypeError):
         InverseConv2d(2)(torch.zeros(1, 2, 3, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": 4.0}, "expected channels to be an integer, but got 4.0"),
+        ({"kernel_size": 2.5}, "expected kernel_size to be an integer, but got 2.5"),
+        ({"kernel_size": True}, "expected kernel_size to be an integer, but got True"),
+        ({"kernel_size": (3, 3, 3)}, r"expected kernel_size .* but got \(3, 3, 3\)"),
+        ({"corner": 3}, "expected corner to be 'tl', .* but got 3"),
+        ({"bound": "a"}, "expected bound to be a number.* but got 'a'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=rf"^\[InverseConv2d\] {message}"):
+        InverseConv2d(**{"channels": 4, **arguments})  # type: ignore[arg-type]
+
+
+def test_the_module_can_be_made_without_values_and_filled_later() -> None:
+    source = CausalConv2d(3, 3, unit_diagonal=False, bound=0.9)
+    with torch.device("meta"):
+        module = CausalConv2d(3, 3, unit_diagonal=False, bound=0.9)
+    assert module(torch.empty(1, 3, 5, 5, device="meta")).shape == (1, 3, 5, 5)
+    module.to_empty(device="cpu").load_state_dict(source.state_dict())
+    y = torch.randn(1, 3, 5, 5)
+    assert torch.equal(module(y), source(y))
+
+
+def test_growth_is_not_asked_of_tensors_without_values() -> None:
+    assert InverseConv2d(3, device="meta")(torch.empty(1, 3, 5, 5, device="meta")).is_meta
+    with FakeTensorMode():
+        assert InverseConv2d(3)(torch.empty(1, 3, 5, 5)).shape == (1, 3, 5, 5)
+
+
+@pytest.mark.parametrize("kind", [InverseConv2d, CausalConv2d])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_runs_in_float32(kind: type[InverseConv2d], dtype: torch.dtype) -> None:
+    """Images from a half-type layer before it: the result is float32's, and so are gradients."""
+    module = kind(16, bound=0.9)
+    x = torch.randn(1, 16, 4, 4).to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        y = module(x)
+        y.sum().backward()
+    assert torch.equal(y, module(x.detach().float()))
+    assert x.grad is not None and x.grad.dtype == dtype
+    assert module.taps.grad is not None and module.taps.grad.isfinite().all()

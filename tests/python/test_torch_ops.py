@@ -17,6 +17,7 @@ import pytest
 import reference
 import torch
 from reference import CORNERS, Corner
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
@@ -623,3 +624,26 @@ def test_compiled_forward_and_backward(name: str, transpose: bool, unit_diagonal
         assert torch.equal(mine.grad, other.grad)
     with torch.no_grad():
         assert torch.equal(compiled(y, weight), expected)
+
+
+def test_out_bumps_the_version() -> None:
+    """Autograd must notice that a tensor it saved was written over."""
+    a = torch.randn(1, 2, 3, 3, requires_grad=True)
+    saved = torch.randn(1, 2, 3, 3)
+    product = a * saved
+    with torch.no_grad():
+        invconv.solve(torch.randn(1, 2, 3, 3), torch.randn(2, 2, 2, 2), out=saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_logabsdet_of_an_empty_image_is_zero() -> None:
+    weight = torch.zeros(2, 2, 2, 2, requires_grad=True)
+    value = invconv.logabsdet(weight, (0, 5), unit_diagonal=False)
+    value.backward()
+    assert value == 0 and weight.grad is not None and not weight.grad.any()
+
+
+def test_growth_of_a_fake_tensor_is_refused() -> None:
+    with FakeTensorMode(), pytest.raises(TypeError, match=r"^\[growth\] expected .* fake tensor"):
+        invconv.growth(torch.randn(2, 2, 2, 2), (3, 3))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invconv._torch import without_autocast
 from invconv.flows._bijection import Bijection, sum_over_image
 
 # The narrowest bin and the flattest knot, so that neither direction divides by almost nothing.
@@ -62,6 +63,11 @@ class RationalQuadraticSpline(Bijection):
 
     def _pieces(self, v: Tensor, on_y: bool) -> tuple[Tensor, ...]:
         """For each element of v, ``(channels, n)``, the nine coefficients of its piece."""
+        with without_autocast(v):
+            return self._pick(v, self._table(), on_y)
+
+    def _table(self) -> Tensor:
+        """The nine coefficients of every piece, ``(channels, 9, bins)``."""
         # Both axes at once: each of shape (2, channels, bins), as shares of the whole interval.
         free = torch.stack([self.widths, self.heights])
         share = F.softmax(free, 2) * (1 - _MIN_FRACTION * self.bins) + _MIN_FRACTION
@@ -71,14 +77,15 @@ class RationalQuadraticSpline(Bijection):
         d_k, d_next = slope[:, :-1], slope[:, 1:]
         s = h / w
         p, q = d_k / s, (d_k + d_next) / s - 2
-        table = torch.stack([x_k, 1 / w, y_k, h, p, q, d_k, 2 * s, d_next], 1)
+        return torch.stack([x_k, 1 / w, y_k, h, p, q, d_k, 2 * s, d_next], 1)
 
+    def _pick(self, v: Tensor, table: Tensor, on_y: bool) -> tuple[Tensor, ...]:
         # Picking by a product with 0 and 1 is exact. Its backward is a product as well, several
         # times faster than the scattered additions that undo a gather.
-        left = (y_k if on_y else x_k)[:, 1:, None]
+        left = table[:, 2 if on_y else 0, 1:, None]
         beyond = F.pad(v.detach().unsqueeze(1) >= left, (0, 0, 1, 0), value=True)
         chosen = beyond ^ F.pad(beyond[:, 1:], (0, 0, 0, 1), value=False)
-        return (table @ chosen.to(v.dtype)).unbind(1)
+        return (table @ chosen.to(table.dtype)).unbind(1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Bend every channel by its curve."""

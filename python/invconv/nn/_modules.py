@@ -8,6 +8,7 @@ from torch import Tensor
 
 import invconv
 from invconv import _check
+from invconv._torch import has_values, without_autocast
 
 # Where the pixel itself sits in the kernel: the corner opposite to the open one (row, column).
 _ANCHOR = {"tl": (-1, -1), "tr": (-1, 0), "bl": (0, -1), "br": (0, 0)}
@@ -41,7 +42,6 @@ class _TriangularConv2d(torch.nn.Module):
         kernel = _check.kernel_size(name, kernel_size)
         given = _check.corners(name, corner)
         _check.fitting_corners(name, given, groups)
-        corners = given * groups if len(given) == 1 else given
         if bound is not None:
             if isinstance(bound, bool) or not isinstance(bound, (int, float)):
                 raise TypeError(
@@ -60,12 +60,6 @@ class _TriangularConv2d(torch.nn.Module):
         self._warned = False
 
         size = channels // groups
-        anchor = torch.zeros(channels, 1, *kernel, device=device, dtype=dtype)
-        for group, c in enumerate(corners):
-            anchor[(slice(group * size, (group + 1) * size), 0, *_ANCHOR[c])] = 1
-        self._anchor: Tensor
-        self.register_buffer("_anchor", anchor, persistent=False)
-
         # Row sums of about 0.1 over all taps: close to the identity, yet no two channels alike.
         spread = 0.1 / (size * kernel[0] * kernel[1])
         self.taps = torch.nn.Parameter(
@@ -85,14 +79,30 @@ class _TriangularConv2d(torch.nn.Module):
         The anchor's diagonal is written out (1 if ``unit_diagonal``) and its upper triangle is 0,
         so this tensor is also right for ``torch.nn.functional.conv2d``.
         """
+        with without_autocast(self.taps):
+            return self._constrained()
+
+    def _anchor(self) -> Tensor:
+        """1 at the taps that multiply the pixel itself and 0 elsewhere, ``(C, 1, kh, kw)``.
+
+        Made from the corners each time: a buffer would be left without values by ``to_empty``.
+        """
+        names = (self.corner,) * self.groups if isinstance(self.corner, str) else self.corner
+        anchor = self.taps.new_zeros(self.groups, self.channels // self.groups, *self.kernel_size)
+        for group, name in enumerate(names):
+            anchor[(group, slice(None), *_ANCHOR[name])] = 1
+        return anchor.view(self.channels, 1, *self.kernel_size)
+
+    def _constrained(self) -> Tensor:
         size = self.channels // self.groups
         taps: Tensor = self.taps
+        at_anchor = self._anchor()
         if self.bound is not None:
             # An infinite parameter stands for the largest one, so that the sums below stay finite.
             largest = torch.finfo(taps.dtype).max / taps.numel()
             taps = taps.clamp(-largest, largest)
-        lower = (taps * self._anchor).sum((2, 3)).view(self.groups, size, size).tril(-1)
-        others = (taps * (1 - self._anchor)).view(self.groups, size, size, -1)
+        lower = (taps * at_anchor).sum((2, 3)).view(self.groups, size, size).tril(-1)
+        others = (taps * (1 - at_anchor)).view(self.groups, size, size, -1)
         identity = torch.eye(size, device=taps.device, dtype=taps.dtype)
         if self.bound is None:
             anchor = lower + identity * self._diagonal()
@@ -105,7 +115,7 @@ class _TriangularConv2d(torch.nn.Module):
             anchor = self._diagonal() * anchor
             others = anchor @ others.flatten(2)
         shape = (self.channels, size, *self.kernel_size)
-        return others.reshape(shape) + anchor.reshape(self.channels, size, 1, 1) * self._anchor
+        return others.reshape(shape) + anchor.reshape(self.channels, size, 1, 1) * at_anchor
 
     def _diagonal(self) -> Tensor:
         """The anchor's diagonal as ``(groups, C/groups, 1)``, positive; in [1/2, 2] if bounded."""
@@ -139,7 +149,7 @@ class _TriangularConv2d(torch.nn.Module):
         if self.bound is not None or self._warned or torch.compiler.is_compiling():
             return
         # growth() reads numbers, which tensors inside torch.func transforms do not give.
-        if torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active() or not has_values(weight):
             return
         self._calls += 1
         # It costs a solve with one impulse per channel: on calls 1, 2, 4, 8, ... only.
