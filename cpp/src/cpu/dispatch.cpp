@@ -12,7 +12,8 @@ enum class Level { baseline, avx2, avx512 };
 
 Level best_level() {
 #if defined(INVCONV_X86)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  // Every processor with AVX2 has F16C, which older compilers cannot ask for.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
     return Level::avx512;
