@@ -101,8 +101,8 @@ def save_curve(path: Path, rows: Sequence[dict[str, float]], test_bits_per_dim: 
     training, validation = (
         [row[f"{part}_bits_per_dim"] for row in rows] for part in ("train", "validation")
     )
-    axes.plot(epochs, training, label="training")
-    axes.plot(epochs, validation, label="validation, averaged weights")
+    axes.plot(epochs, training, marker=".", label="training")
+    axes.plot(epochs, validation, marker=".", label="validation, averaged weights")
     label = f"test at the end: {test_bits_per_dim:.3f}"
     axes.axhline(test_bits_per_dim, color="gray", ls="--", lw=1, label=label)
     # The first epochs lie far above; the eye should rest on where it settles.
