@@ -328,6 +328,7 @@ def _numpy(function: str, name: str, array: Any) -> NumpyArray:
     if not array.flags.aligned or any(step % array.itemsize for step in steps):
         # The one case that strides in elements cannot describe.
         array = array.copy()
+    # np.from_dlpack() is typed as an array of anything, copy() as Any.
     return array  # type: ignore[no-any-return]
 
 

@@ -431,6 +431,7 @@ class _WeightGrad(torch.autograd.Function):
 
 
 # torch.compile takes each of these into its graph as one operation and does not look inside.
+# (Here and above, torch gives its operators, Function.apply and allow_in_graph no types to check.)
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _solve(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
     return _Solve.apply(y, weight, *options)  # type: ignore[no-any-return, no-untyped-call]

@@ -111,6 +111,7 @@ def _mnist5k() -> tuple[Images, int]:
 def _digits() -> tuple[Images, int]:
     try:
         # scikit-learn comes without types.
+        # scikit-learn has no types.
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         raise DataError("digits needs scikit-learn: pip install 'invconv[flows]'") from error
