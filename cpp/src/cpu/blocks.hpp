@@ -1,0 +1,66 @@
+#pragma once
+
+// What the plans of filter.cpp and correlation.cpp share.
+
+#include <algorithm>
+
+#include "cpu/dispatch.hpp"
+
+namespace invconv::detail::cpu {
+
+using Index = std::int64_t;
+
+/// Bytes rounded up, so that what follows is aligned to a cache line.
+inline std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+template <class A>
+std::size_t aligned_bytes(Index elements) {
+  return aligned(static_cast<std::size_t>(elements) * sizeof(A));
+}
+
+/// Blocks of a batch: full ones, and one with the rest.
+struct Blocks {
+  Index batch, lanes;
+
+  Index count() const { return (batch + lanes - 1) / lanes; }
+  Index first(Index block) const { return block * lanes; }
+  Index images(Index block) const { return std::min(lanes, batch - first(block)); }
+};
+
+/// The fewest lanes that hold `images`.
+template <class T>
+Index fitting_lanes(const Kernels<T>& table, Index images) {
+  Index fitting = table.lanes[0];
+  for (const Index lanes : table.lanes) {
+    if (lanes >= images) {
+      fitting = lanes;
+    }
+  }
+  return fitting;
+}
+
+/// A helper thread pays when it takes over more work than it costs to wake it. The estimate is rough, in nanoseconds of
+/// one core: 50 operations and 2 elements moved in each.
+inline int useful_threads(const Sizes& s, const Cpu& execution) {
+  const double pixels = static_cast<double>(s.batch * s.height * s.width * s.groups * s.channels);
+  const double work = pixels * static_cast<double>(2 * s.channels * s.kernel_height * s.kernel_width) / 50 + pixels / 2;
+  constexpr double wake = 10000;
+  return work / wake < execution.threads ? 1 + static_cast<int>(work / wake) : execution.threads;
+}
+
+/// Taps that reach beyond the image on every pixel are left out: they multiply nothing.
+inline Sizes clipped(Sizes sizes) {
+  sizes.kernel_height = std::min(sizes.kernel_height, sizes.height);
+  sizes.kernel_width = std::min(sizes.kernel_width, sizes.width);
+  return sizes;
+}
+
+inline bool is_empty(const Sizes& s) { return s.batch == 0 || s.channels == 0 || s.height == 0 || s.width == 0; }
+
+/// The parts of workspace_size, each for sizes that are clipped and not empty.
+template <class T>
+std::size_t filter_workspace(Operation operation, const Sizes& sizes, const Cpu& execution);
+template <class T>
+std::size_t correlation_workspace(const Sizes& sizes, const Cpu& execution);
+
+}  // namespace invconv::detail::cpu

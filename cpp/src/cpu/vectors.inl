@@ -1,0 +1,113 @@
+// Vectors of lanes, and the storage types. Part of kernels.inl.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/kernels.hpp"
+
+namespace invconv::detail::cpu {
+namespace {
+
+using Index = std::int64_t;
+
+#if defined(__clang__)
+#define INVCONV_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define INVCONV_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+template <class A, int V>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(V * sizeof(A))));
+};
+template <class A>
+struct VectorOf<A, 1> {
+  using type = A;
+};
+template <class A, int V>
+using Vector = typename VectorOf<A, V>::type;
+
+template <class A, int V>
+[[gnu::always_inline]] inline Vector<A, V> load(const A* from) {
+  return *reinterpret_cast<const Vector<A, V>*>(from);
+}
+
+template <class A, int V>
+[[gnu::always_inline]] inline void store(A* to, Vector<A, V> value) {
+  *reinterpret_cast<Vector<A, V>*>(to) = value;
+}
+
+template <class A, int V>
+[[gnu::always_inline]] inline Vector<A, V> splat(A value) {
+  if constexpr (V == 1) {
+    return value;
+  } else {
+    return value - Vector<A, V>{};  // GCC and Clang know this as a broadcast
+  }
+}
+
+/// a * b + c, rounded once where the instruction set can and twice elsewhere; never left to the compiler's choice.
+template <class A, int V>
+[[gnu::always_inline]] inline Vector<A, V> multiply_add(Vector<A, V> a, Vector<A, V> b, Vector<A, V> c) {
+#if defined(__FMA__)
+  using R = Vector<A, V>;
+  if constexpr (V == 1 && sizeof(A) == 4) {
+    return __builtin_fmaf(a, b, c);
+  } else if constexpr (V == 1) {
+    return __builtin_fma(a, b, c);
+  } else if constexpr (sizeof(A) == 4 && V == 4) {
+    return (R)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+  } else if constexpr (sizeof(A) == 4 && V == 8) {
+    return (R)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  } else if constexpr (sizeof(A) == 8 && V == 2) {
+    return (R)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)c);
+  } else if constexpr (sizeof(A) == 8 && V == 4) {
+    return (R)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#if defined(__AVX512F__)
+  } else if constexpr (sizeof(A) == 4 && V == 16) {
+    return (R)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  } else if constexpr (sizeof(A) == 8 && V == 8) {
+    return (R)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#endif
+  }
+#else
+  return a * b + c;
+#endif
+}
+
+/// The sum of the lanes, halves folded onto each other.
+template <class A, int V>
+[[gnu::always_inline]] inline A sum_lanes(Vector<A, V> value) {
+  if constexpr (V == 1) {
+    return value;
+  } else {
+    A lanes[V];
+    __builtin_memcpy(lanes, &value, sizeof(value));
+    for (int half = V / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) {
+        lanes[lane] += lanes[lane + half];
+      }
+    }
+    return lanes[0];
+  }
+}
+
+// ---- storage types ------------------------------------------------------------------------------------------------
+
+[[gnu::always_inline]] inline float widen(float value) { return value; }
+[[gnu::always_inline]] inline double widen(double value) { return value; }
+[[gnu::always_inline]] inline float widen(float16 value) { return to_float(value); }
+[[gnu::always_inline]] inline float widen(bfloat16 value) { return to_float(value); }
+
+[[gnu::always_inline]] inline void narrow(float value, float& to) { to = value; }
+[[gnu::always_inline]] inline void narrow(double value, double& to) { to = value; }
+[[gnu::always_inline]] inline void narrow(float value, float16& to) { to = to_float16(value); }
+[[gnu::always_inline]] inline void narrow(float value, bfloat16& to) { to = to_bfloat16(value); }
+
+}  // namespace
+}  // namespace invconv::detail::cpu
