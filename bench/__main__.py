@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
-import platform
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -17,12 +15,24 @@ from rich.table import Table
 
 import invconv
 
-from . import solve as solve_benchmark
-from .shapes import SHAPES
+from . import core as cpp
+from . import operations, peers, report, results, scaling, timing
+from .results import Rows
+from .shapes import SHAPES, SQUARES, TINY, Shape
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 # A file or a pipe gets whole tables.
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+Shapes = Annotated[
+    list[str] | None, typer.Argument(help="Names of standard shapes; all of them if none.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="For invconv, torch and the C++ benchmark.")]
+Seconds = Annotated[float, typer.Option(min=0, help="Time spent on each shape.")]
+Core = Annotated[
+    bool, typer.Option(help="Build and run the C++ benchmark: the core's own time, and the floor.")
+]
+Save = Annotated[bool, typer.Option("--save", help="Keep the figures in bench/results/.")]
 
 
 @app.callback()
@@ -31,63 +41,199 @@ def main() -> None:
 
 
 @app.command()
+def build() -> None:
+    """Build the C++ benchmark, or bring it up to date; the other commands do so when needed."""
+    console.print(str(cpp.build()), soft_wrap=True)
+
+
+@app.command()
 def solve(
-    shapes: Annotated[
-        list[str] | None, typer.Argument(help="Names of standard shapes; all of them if none.")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="For invconv and for torch.")] = 2,
-    seconds: Annotated[float, typer.Option(min=0, help="Time spent on each shape.")] = 2.0,
-    output: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.")
-    ] = None,
+    shapes: Shapes = None,
+    threads: Threads = 2,
+    seconds: Seconds = 2.0,
+    core: Core = True,
+    save: Save = False,
 ) -> None:
-    """Time solve against torch's conv2d of the same shape, in one interleaved run: medians."""
-    unknown = [name for name in shapes or [] if name not in SHAPES]
-    if unknown:
-        raise typer.BadParameter(f"expected shapes of {', '.join(SHAPES)}, but got {unknown[0]}")
+    """Time solve against torch's conv2d of the same shape, in one interleaved run."""
+    _operation("solve", shapes, threads, seconds, core, save)
+
+
+@app.command()
+def backward(
+    shapes: Shapes = None,
+    threads: Threads = 2,
+    seconds: Seconds = 2.0,
+    core: Core = True,
+    save: Save = False,
+) -> None:
+    """Time both gradients of solve against those of torch's conv2d, through autograd."""
+    _operation("backward", shapes, threads, seconds, core, save)
+
+
+@app.command()
+def conv(
+    shapes: Shapes = None,
+    threads: Threads = 2,
+    seconds: Seconds = 2.0,
+    core: Core = True,
+    save: Save = False,
+) -> None:
+    """Time conv against torch's conv2d of the same shape, in one interleaved run."""
+    _operation("conv", shapes, threads, seconds, core, save)
+
+
+@app.command(name="scaling")
+def scaling_(
+    threads: Threads = 2,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Time spent on each number of channels.")
+    ] = 20.0,
+    largest: Annotated[int, typer.Option(min=512, help="Rows of the largest image.")] = 8192,
+    save: Save = False,
+) -> None:
+    """Time solves of one growing image: per pixel, with one thread and more, and their memory."""
+    run = _start(threads)
+    sizes = [size for size in scaling.SIZES if size <= largest]
+    rows: Rows = {}
+    for channels in track(scaling.CHANNELS, "timing", console=console, transient=True):
+        rows |= scaling.one_image(channels, sizes, threads, seconds)
+    _show(report.SCALING_TITLES, report.scaling_rows(rows), run)
+    _say(report.scaling_summary(rows))
+    _keep("scaling", rows, run, save)
+
+
+@app.command()
+def overhead(
+    threads: Threads = 2, seconds: Seconds = 2.0, core: Core = True, save: Save = False
+) -> None:
+    """Time a call on a tiny problem, (1, 4, 8, 8), from C++, numpy and torch."""
+    run = _start(threads)
+    rows: Rows = {}
+    if core and _builds():
+        figures = cpp.measure(["solve"], {"tiny": TINY}, [threads])
+        rows["the core alone"] = {"us": figures.times[f"solve:tiny:{threads}"].median * 1e6}
+    rows |= {name: {"us": time} for name, time in scaling.overhead(seconds).items()}
+    _show(report.OVERHEAD_TITLES, report.overhead_rows(rows), run)
+    _keep("overhead", rows, run, save)
+
+
+@app.command(name="peers")
+def peers_(
+    shapes: Shapes = None,
+    squares: Annotated[
+        bool, typer.Option("--squares", help="One image of growing size, in place of the shapes.")
+    ] = False,
+    threads: Threads = 2,
+    seconds: Annotated[float, typer.Option(min=0, help="Spent on each peer of each shape.")] = 0.5,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Peers whose call would take longer are skipped: seconds.")
+    ] = 20.0,
+    core: Core = True,
+    save: Save = False,
+) -> None:
+    """Time other ways to solve the same systems, each interleaved with ours."""
+    run = _start(threads)
+    chosen = _choose(shapes, SQUARES if squares else SHAPES)
+    plain = _plain_loops(chosen, threads) if core and _builds() else {}
+    rows: Rows = {}
+    for name, shape in track(chosen.items(), "timing", console=console, transient=True):
+        rows[name] = peers.measure_all(shape, seconds, patience, plain.get(name))
+    _show(report.PEER_TITLES, report.peer_rows(rows), run)
+    _show(report.BEST_TITLES, report.best_rows(rows), run)
+    _keep("squares" if squares else "peers", rows, run, save)
+
+
+@app.command(name="report")
+def report_() -> None:
+    """Render bench/results/ into docs/benchmarks.md, its plots and the README's section."""
+    found = results.load()
+    if not found:
+        console.print(f"no figures in {results.FOLDER}: run the other commands with --save first")
+        raise typer.Exit(1)
+    for path in report.write(found):
+        console.print(str(path), soft_wrap=True)
+
+
+def _operation(
+    operation: str,
+    names: Sequence[str] | None,
+    threads: int,
+    seconds: float,
+    with_core: bool,
+    save: bool,
+) -> None:
+    run = _start(threads)
+    chosen = _choose(names, SHAPES)
+    figures = None
+    if with_core and _builds():
+        figures = operations.core_figures(operation, chosen, threads, seconds)
+    rows: Rows = {}
+    for name, shape in track(chosen.items(), "timing", console=console, transient=True):
+        measured = operations.measure(operation, shape, seconds)
+        rows[name] = operations.row(operation, name, shape, measured, figures, threads)
+    _show(report.OPERATION_TITLES, report.operation_rows(rows), run, left=2)
+    _say(report.operation_summary(rows))
+    _keep(operation, rows, run, save)
+
+
+def _start(threads: int) -> dict[str, Any]:
+    """Set the threads of both sides and return what the run is made with."""
+    timing.keep_freed_memory()
     invconv.set_num_threads(threads)
     torch.set_num_threads(threads)
-    names = shapes or list(SHAPES)
-    rows = {
-        name: solve_benchmark.measure(SHAPES[name], seconds)
-        for name in track(names, "timing", console=console, transient=True)
-    }
-    table = Table(
-        "shape",
-        "B, C, HxW, k",
-        title=f"float32, {threads} threads, {invconv.build_info()['instruction_set']}, "
-        f"torch {torch.__version__}",
-    )
-    for title in ("solve ms", "quartiles", "conv2d ms", "ratio", "GFLOP/s", "error"):
-        table.add_column(title, justify="right")
-    for name, row in rows.items():
-        batch, channels, height, width, kernel = SHAPES[name]
-        table.add_row(
-            name,
-            f"{batch}, {channels}, {height}x{width}, {kernel}",
-            f"{row['solve_ms']:.3f}",
-            f"{row['solve_low_ms']:.3f}-{row['solve_high_ms']:.3f}",
-            f"{row['conv2d_ms']:.3f}",
-            f"{row['ratio']:.2f}",
-            f"{row['gflops']:.1f}",
-            f"{row['error']:.1e}",
+    return results.provenance(threads)
+
+
+def _choose(names: Sequence[str] | None, known: Mapping[str, Shape]) -> dict[str, Shape]:
+    unknown = [name for name in names or [] if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"expected shapes of {', '.join(known)}, but got {unknown[0]}")
+    return {name: known[name] for name in names or known}
+
+
+def _builds() -> bool:
+    """Whether there is a C++ benchmark; says why if not."""
+    try:
+        cpp.build()
+    except cpp.Missing as missing:
+        console.print(f"without the core's own times and the floors: {missing}", markup=False)
+        return False
+    return True
+
+
+def _plain_loops(shapes: Mapping[str, Shape], threads: int) -> dict[str, dict[str, Any]]:
+    figures = cpp.measure(["solve", "plain_solve"], shapes, [threads], seconds=0.02, repetitions=3)
+    return {
+        name: peers.plain_loop(
+            figures.times[f"solve:{name}:{threads}"],
+            figures.times[f"plain_solve:{name}:{threads}"],
+            figures.errors[f"plain_solve:{name}:{threads}"],
         )
+        for name in shapes
+    }
+
+
+def _show(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], run: Mapping[str, Any], left: int = 1
+) -> None:
+    console.print(report.provenance(dict(run)), soft_wrap=True)
+    table = Table()
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="left" if index < left else "right")
+    for cells in rows:
+        table.add_row(*(cell.replace("\\*", "*").replace("**", "") for cell in cells))
     console.print(table)
-    mean = math.exp(sum(math.log(row["ratio"]) for row in rows.values()) / len(rows))
-    console.print(f"solve / conv2d: geometric mean {mean:.2f}")
-    if output is not None:
-        figures = {
-            "machine": platform.processor() or platform.machine(),
-            "threads": threads,
-            "instruction_set": invconv.build_info()["instruction_set"],
-            "versions": {
-                "invconv": invconv.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "solve": rows,
-        }
-        output.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _keep(section: str, rows: Rows, run: dict[str, Any], save: bool) -> None:
+    if save:
+        path: Path = results.save(section, rows, run)
+        console.print(f"kept in {path}", soft_wrap=True)
 
 
 if __name__ == "__main__":

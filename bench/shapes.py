@@ -1,4 +1,4 @@
-"""The standard shapes that every benchmark and every claim uses."""
+"""The standard shapes that every benchmark and every claim uses, and what each of them costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """Images of (batch, channels, height, width) and a kernel of kernel x kernel taps."""
+    """Images of (batch, channels, height, width) in float32; a kernel of kernel x kernel taps."""
 
     batch: int
     channels: int
@@ -14,10 +14,50 @@ class Shape(NamedTuple):
     width: int
     kernel: int
 
+    def __str__(self) -> str:
+        """As the tables have it."""
+        batch, channels, height, width, kernel = self
+        return f"{batch}, {channels}, {height}x{width}, {kernel}"
+
     @property
     def operations(self) -> int:
-        """Multiplications and additions of one convolution, and of one solve."""
+        """Multiplications and additions of one convolution, and of one solve, as usual."""
         return 2 * self.batch * self.height * self.width * (self.channels * self.kernel) ** 2
+
+    @property
+    def operations_inside(self) -> int:
+        """Those that a result needs: of taps inside the image, of entries that are read.
+
+        In each axis, the taps 0 to k - 1 pixels behind a pixel; the anchor has only what is below
+        its diagonal.
+        """
+        rows, columns = (
+            sum(min(position + 1, self.kernel) for position in range(size))
+            for size in (self.height, self.width)
+        )
+        pixels = self.height * self.width
+        unread = pixels * self.channels * (self.channels + 1) // 2
+        return 2 * self.batch * (rows * columns * self.channels**2 - unread)
+
+    @property
+    def unknowns(self) -> int:
+        """The order of the matrix M: unknowns of one image."""
+        return self.channels * self.height * self.width
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all images of the batch."""
+        return 4 * self.batch * self.unknowns
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight."""
+        return 4 * (self.channels * self.kernel) ** 2
+
+    @property
+    def steps(self) -> int:
+        """Anti-diagonals, which follow each other."""
+        return self.height + self.width - 1
 
 
 SHAPES = {
@@ -36,3 +76,9 @@ SHAPES = {
     "one-large": Shape(1, 1, 2048, 2048, 3),
     "one-4k": Shape(1, 3, 4096, 4096, 3),
 }
+
+# One image of growing size: how the time of each method grows with the number of unknowns.
+SQUARES = {f"square-{size}": Shape(1, 3, size, size, 3) for size in (8, 16, 32, 64, 128, 256, 512)}
+
+# So little work that the time is that of a call.
+TINY = Shape(1, 4, 8, 8, 3)

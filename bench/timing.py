@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -15,6 +17,14 @@ class Times(NamedTuple):
     median: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Times:
+        """Summarise one value or more."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
 
 
 def interleaved(
@@ -37,9 +47,24 @@ def interleaved(
             candidates[name]()
             samples[name].append(time.perf_counter() - start)
         rounds += 1
-    return {name: _summary(values[2:]) for name, values in samples.items()}
+    return {name: Times.of(values[2:]) for name, values in samples.items()}
 
 
-def _summary(values: list[float]) -> Times:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Times(median, low, high)
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the mean of ratios."""
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next call, as a process that runs for long ends up with.
+
+    Results are allocated anew in each call, ours and torch's. Large ones would otherwise be given
+    back to the system and cost a page fault for every 4 KiB, which takes longer than the work.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    trim_threshold, mmap_max = -1, -4
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)

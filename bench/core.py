@@ -1,0 +1,150 @@
+"""The C++ benchmark: built when it is first used, run, and read. See cpp/main.cpp."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .results import ROOT
+from .shapes import Shape
+from .timing import Times
+
+# Larger arrays lie in no cache: all of them are copied as fast as this one.
+LARGE = 256 << 20
+
+
+class Missing(RuntimeError):
+    """The C++ benchmark cannot be built here."""
+
+
+class Limits(NamedTuple):
+    """What the machine can do, with the threads of the run."""
+
+    peak: float  # multiplications and additions a second
+    multiply_add: float  # seconds from one to the next that needs its result
+    copy: Mapping[int, float]  # bytes read and written a second, by the size of the array copied
+
+
+class Figures(NamedTuple):
+    """What one run of the C++ benchmark found."""
+
+    context: dict[str, Any]
+    times: dict[str, Times]  # seconds, by operation:shape:threads
+    best: dict[str, float]  # operations or bytes a second, by probe; and seconds of the chain
+    errors: dict[str, float]
+
+    def limits(self, threads: int) -> Limits:
+        """Return the machine's limits; the run must have had the probes."""
+        copies = {}
+        for name, rate in self.best.items():
+            probe, *size, count = name.split(":")
+            if probe == "copy" and int(count) == threads:
+                copies[int(size[0])] = rate
+        return Limits(self.best[f"peak:{threads}"], self.best["chain:1"], copies)
+
+
+@functools.cache
+def build() -> Path:
+    """Build the C++ benchmark, or bring it up to date, and return the program.
+
+    Raises:
+        Missing: If CMake, a compiler or Google Benchmark is missing.
+    """
+    # cmake and ninja may come from the environment of this Python, which need not be activated.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    cmake = shutil.which("cmake", path=path)
+    if cmake is None:
+        raise Missing("cmake is not installed")
+    folder = ROOT / "build" / "bench"
+    configure = [] if (folder / "CMakeCache.txt").exists() else [[cmake, "--preset", "bench"]]
+    for command in [*configure, [cmake, "--build", "--preset", "bench"]]:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode != 0:
+            if configure and command is configure[0]:
+                (folder / "CMakeCache.txt").unlink(missing_ok=True)
+            raise Missing(f"{' '.join(command[1:])} failed:\n{done.stdout[-2000:].rstrip()}")
+    return folder / "bench" / "cpp" / "invconv_bench"
+
+
+def measure(
+    operations: Iterable[str],
+    shapes: Mapping[str, Shape],
+    threads: Iterable[int],
+    *,
+    probes: bool = False,
+    seconds: float = 0.05,
+    repetitions: int = 5,
+) -> Figures:
+    """Time the core's operations on each shape with each number of threads.
+
+    Args:
+        operations: Of solve, solve_transpose, conv, weight_grad and plain_solve.
+        shapes: By name.
+        threads: Numbers of threads.
+        probes: Whether to measure the machine's limits too.
+        seconds: Spent on each repetition of each.
+        repetitions: Times are medians of these, limits the best.
+
+    Raises:
+        Missing: As :func:`build`.
+    """
+    arguments = ["--seconds", str(seconds), "--repetitions", str(repetitions)]
+    for name, shape in shapes.items():
+        arguments += ["--shape", f"{name}={','.join(map(str, shape))}"]
+    for count in threads:
+        arguments += ["--threads", str(count)]
+    for operation in operations:
+        arguments += ["--run", operation]
+    if probes:
+        arguments += ["--run", "peak", "--run", "chain", "--run", "copy"]
+        for size in sorted({copied(shape) for shape in shapes.values()}):
+            arguments += ["--copy", str(size)]
+    interleave = "--benchmark_enable_random_interleaving=true"
+    command = [str(build()), "--benchmark_format=json", interleave, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"the C++ benchmark failed: {done.stderr.strip()}")
+    return read(json.loads(done.stdout))
+
+
+def read(output: Mapping[str, Any]) -> Figures:
+    """Read the JSON of Google Benchmark, which lists every repetition of every benchmark."""
+    units = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+    times, rates, errors = defaultdict(list), defaultdict(list), {}
+    for entry in output["benchmarks"]:
+        if entry["run_type"] != "iteration":
+            continue
+        name = entry["name"].partition("/")[0]
+        times[name].append(entry["real_time"] * units[entry["time_unit"]])
+        if "rate" in entry:
+            rates[name].append(entry["rate"])
+        if "error" in entry:
+            errors[name] = entry["error"]
+    best = {name: max(values) for name, values in rates.items()}
+    if "chain:1" in times:
+        best["chain:1"] = min(times.pop("chain:1")) / 1000  # that many in each
+    summaries = {name: Times.of(values) for name, values in times.items() if name not in rates}
+    return Figures(dict(output["context"]), summaries, best, errors)
+
+
+def copied(shape: Shape) -> int:
+    """Return the size of the array whose copy tells a shape's bandwidth: that of its images.
+
+    A small batch never leaves the caches, so that the bandwidth of memory would be no bound.
+    """
+    return min(shape.image_bytes, LARGE) if shape.image_bytes < 64 << 20 else LARGE

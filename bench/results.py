@@ -1,0 +1,91 @@
+"""What a run was made on and with, and the files that keep the figures."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy
+import scipy  # type: ignore[import-untyped]
+import torch
+
+import invconv
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "bench" / "results"
+
+# Figures: what a command measured, by shape or size, as it goes into JSON.
+Rows = dict[str, dict[str, Any]]
+
+
+def provenance(threads: int) -> dict[str, Any]:
+    """Return what the figures depend on: machine, instruction set, threads, versions, commit."""
+    return {
+        "machine": _processor(),
+        "cores": os.cpu_count(),
+        "instruction_set": invconv.build_info()["instruction_set"],
+        "threads": threads,
+        "versions": {
+            "invconv": invconv.__version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "scipy": scipy.__version__,
+            "python": platform.python_version(),
+        },
+        **_commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def save(section: str, rows: Rows, run: dict[str, Any]) -> Path:
+    """Put the rows of one command into this machine's file and return the file.
+
+    Rows of earlier runs stay if all that they depend on, but the day, is the same; so shapes can be
+    measured one by one.
+    """
+    path = FOLDER / f"cpu-{run['instruction_set']}.json"
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    before = figures.get(section, {"run": {}, "rows": {}})
+    if {**before["run"], "date": None} == {**run, "date": None} and not run["dirty"]:
+        rows = {**before["rows"], **rows}
+    figures[section] = {"run": run, "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    return path
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """Return the figures of every file, by the file's name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _commit() -> dict[str, Any]:
+    """The commit that is checked out, and whether the sources differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    # What a benchmark or its report writes does not change what is measured.
+    sources = ("cpp", "python", "bench", "CMakeLists.txt", ":!bench/results")
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--", *sources)),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": True}
