@@ -150,7 +150,7 @@ def report_() -> None:
     if not found:
         console.print(f"no figures in {results.FOLDER}: run the other commands with --save first")
         raise typer.Exit(1)
-    for path in report.write(found):
+    for path in report.write(found, results.ROOT):
         console.print(str(path), soft_wrap=True)
 
 
@@ -181,7 +181,7 @@ def _start(threads: int) -> dict[str, Any]:
     timing.keep_freed_memory()
     invconv.set_num_threads(threads)
     torch.set_num_threads(threads)
-    return results.provenance(threads)
+    return results.provenance(threads) | {"load": results.Load()}
 
 
 def _choose(names: Sequence[str] | None, known: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -231,6 +231,11 @@ def _say(lines: Iterable[str]) -> None:
 
 
 def _keep(section: str, rows: Rows, run: dict[str, Any], save: bool) -> None:
+    # Between two figures of one run it matters little, for the times themselves it does.
+    others = run.pop("load").others()
+    run["others"] = others
+    if others is not None and others > 0.1:
+        console.print(f"[bold]other processes kept {others:.1f} cores busy meanwhile[/bold]")
     if save:
         path: Path = results.save(section, rows, run)
         console.print(f"kept in {path}", soft_wrap=True)

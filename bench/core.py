@@ -36,7 +36,6 @@ class Limits(NamedTuple):
 class Figures(NamedTuple):
     """What one run of the C++ benchmark found."""
 
-    context: dict[str, Any]
     times: dict[str, Times]  # seconds, by operation:shape:threads
     best: dict[str, float]  # operations or bytes a second, by probe; and seconds of the chain
     errors: dict[str, float]
@@ -103,30 +102,39 @@ def measure(
     Raises:
         Missing: As :func:`build`.
     """
-    arguments = ["--seconds", str(seconds), "--repetitions", str(repetitions)]
+    counts = [text for count in threads for text in ("--threads", str(count))]
+    arguments = ["--seconds", str(seconds), "--repetitions", str(repetitions), *counts]
     for name, shape in shapes.items():
         arguments += ["--shape", f"{name}={','.join(map(str, shape))}"]
-    for count in threads:
-        arguments += ["--threads", str(count)]
     for operation in operations:
         arguments += ["--run", operation]
+    entries = _run(arguments)
     if probes:
+        # In a process of their own: the idle threads of an operation spin for a while.
+        arguments = ["--seconds", "0.02", "--repetitions", "8", *counts]
         arguments += ["--run", "peak", "--run", "chain", "--run", "copy"]
         for size in sorted({copied(shape) for shape in shapes.values()}):
             arguments += ["--copy", str(size)]
+        entries += _run(arguments)
+    return read(entries)
+
+
+def _run(arguments: list[str]) -> list[dict[str, Any]]:
+    """Run the C++ benchmark and return what it lists."""
     interleave = "--benchmark_enable_random_interleaving=true"
     command = [str(build()), "--benchmark_format=json", interleave, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"the C++ benchmark failed: {done.stderr.strip()}")
-    return read(json.loads(done.stdout))
+    entries: list[dict[str, Any]] = json.loads(done.stdout)["benchmarks"]
+    return entries
 
 
-def read(output: Mapping[str, Any]) -> Figures:
-    """Read the JSON of Google Benchmark, which lists every repetition of every benchmark."""
+def read(entries: Iterable[Mapping[str, Any]]) -> Figures:
+    """Read what Google Benchmark lists: every repetition of every benchmark."""
     units = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
     times, rates, errors = defaultdict(list), defaultdict(list), {}
-    for entry in output["benchmarks"]:
+    for entry in entries:
         if entry["run_type"] != "iteration":
             continue
         name = entry["name"].partition("/")[0]
@@ -139,7 +147,7 @@ def read(output: Mapping[str, Any]) -> Figures:
     if "chain:1" in times:
         best["chain:1"] = min(times.pop("chain:1")) / 1000  # that many in each
     summaries = {name: Times.of(values) for name, values in times.items() if name not in rates}
-    return Figures(dict(output["context"]), summaries, best, errors)
+    return Figures(summaries, best, errors)
 
 
 def copied(shape: Shape) -> int:

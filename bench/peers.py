@@ -235,7 +235,7 @@ def fft(weight: Tensor, shape: Shape) -> Solver:
 
     def solve(y: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(y * scale).permute(2, 3, 1, 0)
-        x = torch.fft.irfft2((inverse @ spectrum).permute(3, 2, 0, 1), s=(height, width))
+        x: Tensor = torch.fft.irfft2((inverse @ spectrum).permute(3, 2, 0, 1), s=(height, width))
         return (x / scale).to(y.dtype)
 
     return solve

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .results import ROOT, Rows
+from .results import Rows
 from .shapes import Shape
 from .timing import geometric_mean
 
@@ -21,6 +21,8 @@ OPERATIONS = {
     "backward": ("both gradients", "`F.conv2d`'s backward"),
     "conv": ("conv", "`F.conv2d`"),
 }
+
+SECTIONS = (*OPERATIONS, "peers", "squares", "scaling", "overhead")
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 OURS = "#000000"
@@ -319,8 +321,8 @@ def full_page(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str
     parts = ["# Benchmarks", "Written by `python -m bench report` from `bench/results/`."]
     for name, figures in results.items():
         parts.append(f"## {name}")
-        for section, entry in figures.items():
-            run, rows = entry["run"], entry["rows"]
+        for section in (name for name in SECTIONS if name in figures):
+            run, rows = figures[section]["run"], figures[section]["rows"]
             command = "peers --squares" if section == "squares" else section
             parts += [f"### `python -m bench {command}`", provenance(run) + "."]
             if section in OPERATIONS:
@@ -382,30 +384,29 @@ def _readme_operations(figures: dict[str, Any], sections: list[str]) -> str:
     titles = ["B, C, HxW, kernel"]
     for section in sections:
         title, theirs = OPERATIONS[section]
-        titles += [f"{title} ms", f"{theirs} ms", "ratio"]
+        titles += [f"{title} ms", f"{title} / {theirs}"]
+        titles += ["efficiency"] if section == "solve" else []
     lines = []
     for name, shape in shapes.items():
         cells = [str(Shape(*shape))]
-        for rows in all_rows.values():
-            row = rows.get(name)
-            cells += (
-                [digits(row["ours_ms"]), digits(row["conv2d_ms"]), f"{row['ratio']:.2f}"]
-                if row
-                else ["", "", ""]
-            )
+        for section, rows in all_rows.items():
+            row = rows.get(name, {})
+            cells.append(digits(row["ours_ms"]) if row else "")
+            cells.append(f"{row['ratio']:.2f}" if row else "")
+            if section == "solve":
+                cells.append(f"{row['efficiency']:.2f}" if "efficiency" in row else "")
         lines.append(cells)
     means = [
         f"{OPERATIONS[section][0]}: {line}"
         for section, rows in all_rows.items()
         for line in operation_summary(rows)[:2]
     ]
-    return "\n\n".join(
-        [
-            f"float32, medians of interleaved runs. {provenance(run)}.",
-            table(titles, lines),
-            _bullets(means),
-        ]
+    about = (
+        f"{provenance(run)}. float32, medians; torch's convolution of the same shape is timed in "
+        "the same run. Efficiency is the least time that the machine's arithmetic, memory and "
+        "latency allow, over ours."
     )
+    return "\n\n".join([about, table(titles, lines), _bullets(means)])
 
 
 def write_readme(path: Path, section: str) -> None:
@@ -421,7 +422,7 @@ def write_readme(path: Path, section: str) -> None:
     path.write_text(pattern.sub(lambda _: f"{BEGIN}\n{section}\n{END}", text))
 
 
-def write(results: dict[str, dict[str, Any]], root: Path = ROOT) -> list[Path]:
+def write(results: dict[str, dict[str, Any]], root: Path) -> list[Path]:
     """Write plots, docs/benchmarks.md and the README's section; return what was written."""
     docs = root / "docs"
     drawn = {name: plots(name, figures, docs) for name, figures in results.items()}

@@ -23,6 +23,33 @@ FOLDER = ROOT / "bench" / "results"
 Rows = dict[str, dict[str, Any]]
 
 
+class Load:
+    """How much of the cores other processes take, from its making on."""
+
+    def __init__(self) -> None:
+        """Start to count."""
+        self._start = self._seconds()
+
+    def others(self) -> float | None:
+        """The cores that others kept busy meanwhile, on average; None where nobody can tell."""
+        if self._start is None or (now := self._seconds()) is None:
+            return None
+        elapsed, everyone, own = (now[index] - self._start[index] for index in range(3))
+        return max(everyone - own, 0.0) / elapsed if elapsed > 0 else None
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float] | None:
+        """Of the clock; of all cores not idle; of this process and those that it waited for."""
+        try:
+            first = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
+        except OSError:
+            return None
+        user, nice, system, _, _, irq, softirq, steal = map(int, first)
+        everyone = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        times = os.times()
+        return times.elapsed, everyone, sum(times[:4])
+
+
 def provenance(threads: int) -> dict[str, Any]:
     """Return what the figures depend on: machine, instruction set, threads, versions, commit."""
     return {
@@ -45,13 +72,14 @@ def provenance(threads: int) -> dict[str, Any]:
 def save(section: str, rows: Rows, run: dict[str, Any]) -> Path:
     """Put the rows of one command into this machine's file and return the file.
 
-    Rows of earlier runs stay if all that they depend on, but the day, is the same; so shapes can be
-    measured one by one.
+    Rows of earlier runs stay if all that they depend on, but the day and the load, is the same; so
+    shapes can be measured one by one.
     """
     path = FOLDER / f"cpu-{run['instruction_set']}.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
     before = figures.get(section, {"run": {}, "rows": {}})
-    if {**before["run"], "date": None} == {**run, "date": None} and not run["dirty"]:
+    passing = {"date": None, "others": None}
+    if before["run"] | passing == run | passing and not run["dirty"]:
         rows = {**before["rows"], **rows}
     figures[section] = {"run": run, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)

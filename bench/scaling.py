@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -65,8 +64,7 @@ def overhead(seconds: float) -> dict[str, Any]:
     y, weight = problem(TINY)
     inputs = padded(y, TINY.kernel)
     x = torch.empty_like(y)
-    # Of numpy's own memory.
-    y_array, weight_array, x_array = (np.array(tensor) for tensor in (y, weight, x))
+    y_array, weight_array, x_array = (tensor.numpy().copy() for tensor in (y, weight, x))
     calls: dict[str, Callable[[], object]] = {
         "numpy": lambda: invconv.solve(y_array, weight_array),
         "numpy, out=": lambda: invconv.solve(y_array, weight_array, out=x_array),

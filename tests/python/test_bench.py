@@ -1,0 +1,341 @@
+"""The benchmarks: every command on a tiny problem, the peers' answers, guards and the report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import invconv
+from bench import core, floors, memory, operations, peers, report, results, scaling, timing
+from bench.__main__ import app
+from bench.shapes import SHAPES, SQUARES, Shape
+
+SMALL = Shape(3, 2, 5, 4, 3)
+
+
+@pytest.fixture(autouse=True)
+def bench(keep_threads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A small shape, results in a folder of the test's own, and the process left as it was."""
+    threads = torch.get_num_threads()
+    monkeypatch.setitem(SHAPES, "small", SMALL)
+    monkeypatch.setitem(SQUARES, "square-4", Shape(1, 3, 4, 4, 3))
+    monkeypatch.setitem(SQUARES, "square-5", Shape(1, 3, 5, 5, 3))
+    monkeypatch.setattr(scaling, "SIZES", (16, 32))
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(timing, "keep_freed_memory", lambda: None)
+    yield
+    torch.set_num_threads(threads)
+
+
+def call(*arguments: str) -> str:
+    """Run a command and return what it printed."""
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
+def saved() -> dict[str, Any]:
+    (figures,) = results.load().values()
+    return figures
+
+
+# --- the table of shapes, and floors ------------------------------------------------------------
+
+
+def test_operations_inside_are_those_of_a_plain_loop() -> None:
+    for shape in (SMALL, Shape(1, 3, 2, 7, 4), Shape(2, 1, 1, 1, 1)):
+        batch, channels, height, width, kernel = shape
+        count = 0
+        for i, j in np.ndindex(height, width):
+            for u, v in np.ndindex(min(i + 1, kernel), min(j + 1, kernel)):
+                count += channels**2 if u or v else channels * (channels - 1) // 2
+        assert shape.operations_inside == 2 * batch * count
+        assert shape.operations_inside < shape.operations
+
+
+def test_the_floor_is_what_its_limits_say() -> None:
+    limits = core.Limits(peak=1e9, multiply_add=1e-6, copy={SMALL.image_bytes: 1e6})
+    solve = floors.floors(SMALL, "solve", limits)
+    assert solve["arithmetic"] == SMALL.operations / 1e9
+    assert solve["bandwidth"] == (2 * 4 * 3 * 2 * 5 * 4 + 4 * 4 * 9) / 1e6
+    assert solve["steps"] == pytest.approx(8 * 2 * 1e-6)
+    assert floors.floors(SMALL, "conv", limits)["steps"] == 0
+    assert floors.floors(SMALL, "backward", limits)["arithmetic"] == 2 * solve["arithmetic"]
+
+
+def test_large_images_are_compared_with_copies_from_memory() -> None:
+    assert core.copied(SMALL) == SMALL.image_bytes
+    assert core.copied(SHAPES["one-4k"]) == core.LARGE
+
+
+# --- the C++ benchmark ---------------------------------------------------------------------------
+
+
+def listed(name: str, time: float, **counters: float) -> dict[str, Any]:
+    """One repetition, as Google Benchmark lists it."""
+    return {
+        "name": f"{name}/min_time:0.020/repeats:3/real_time",
+        "run_type": "iteration",
+        "real_time": time,
+        "time_unit": "us",
+        **counters,
+    }
+
+
+def figures_of(time: float) -> core.Figures:
+    """A run in which every operation took so many microseconds."""
+    names = [f"{part}:small:2" for parts in operations.CORE.values() for part in parts]
+    return core.read(
+        [
+            *(listed(name, time) for name in names),
+            *(listed("peak:2", 1, rate=rate) for rate in (90e9, 100e9)),
+            *(listed("chain:1", time) for time in (1.5, 1.0)),
+            listed(f"copy:{SMALL.image_bytes}:2", 1, rate=50e9),
+            listed(f"copy:{SMALL.image_bytes}:1", 1, rate=30e9),
+        ]
+    )
+
+
+def test_times_are_medians_and_limits_the_best() -> None:
+    times = [listed("solve:small:1", time) for time in (1, 2, 9)]
+    mean = {**listed("solve:small:1", 4), "run_type": "aggregate"}
+    plain = listed("plain_solve:small:1", 5, error=1e-7)
+    figures = core.read([*times, mean, plain])
+    assert figures.times["solve:small:1"].median == pytest.approx(2e-6)
+    assert figures.errors == {"plain_solve:small:1": 1e-7}
+    limits = figures_of(1).limits(2)
+    assert limits.peak == 100e9
+    assert limits.multiply_add == pytest.approx(1e-9)
+    assert limits.copy == {SMALL.image_bytes: 50e9}
+
+
+@pytest.mark.parametrize(("milliseconds", "of_core"), [(0.05, True), (0.5, False)])
+def test_efficiency_of_short_calls_is_the_cores(milliseconds: float, of_core: bool) -> None:
+    time = timing.Times.of([milliseconds * 1e-3])
+    measured = operations.Measured(time, time, 1e-7)
+    row = operations.row("backward", "small", SMALL, measured, figures_of(10), 2)
+    assert row["core_ms"] == pytest.approx(0.02)  # of two parts
+    assert row["efficiency_of_core"] == of_core
+    denominator = 0.02 if of_core else milliseconds
+    assert row["efficiency"] == pytest.approx(row["floor_ms"] / denominator)
+    assert row["efficiency_inside"] <= row["efficiency"]
+    assert row["ratio"] == 1
+
+
+def test_without_cmake_the_commands_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    core.build.cache_clear()
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    out = call("solve", "small", "--seconds", "0")
+    core.build.cache_clear()
+    assert "without the core's own times and the floors: cmake is not installed" in out
+    assert "ratio: geometric mean" in out
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["solve", "backward", "conv"])
+def test_operations(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "build", lambda: Path("program"))
+    monkeypatch.setattr(core, "measure", lambda *_, **__: figures_of(10))
+    out = call(operation, "small", "--seconds", "0", "--threads", "2", "--save")
+    assert "3, 2, 5x4, 3" in out
+    assert "efficiency: geometric mean" in out
+    entry = saved()[operation]
+    assert entry["run"]["threads"] == 2
+    assert entry["run"]["versions"]["torch"] == torch.__version__
+    assert {"machine", "cores", "instruction_set", "commit", "dirty", "date"} <= set(entry["run"])
+    assert entry["rows"]["small"]["error"] < 1e-5
+    assert entry["rows"]["small"]["ours_ms"] > 0
+
+
+def test_an_unknown_shape_is_refused() -> None:
+    done = CliRunner().invoke(app, ["solve", "enormous"])
+    assert done.exit_code == 2
+    assert "enormous" in done.output
+
+
+def test_scaling_and_overhead() -> None:
+    assert "time per pixel within" in call("scaling", "--seconds", "0", "--save")
+    out = call("overhead", "--seconds", "0", "--no-core", "--save")
+    assert "numpy, out=" in out
+    figures = saved()
+    assert set(figures["scaling"]["rows"]) == {"1x16x16", "1x32x32", "3x16x16", "3x32x32"}
+    assert all(row["us"] > 0 for row in figures["overhead"]["rows"].values())
+
+
+def test_extra_memory_sees_copies_of_the_image() -> None:
+    code = (
+        "import invconv; from bench import memory; "
+        "invconv.solve = lambda y, weight, out=None: y.copy() + 1; "
+        "memory._main(1, 1024, 1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=memory.ROOT, capture_output=True, text=True, check=True
+    )
+    images = int(done.stdout) / Shape(1, 1, 1024, 1024, 3).image_bytes
+    assert 1.9 < images < 2.2
+
+
+def test_results_of_one_commit_gather_and_of_another_are_dropped() -> None:
+    run = results.provenance(1) | {"dirty": False, "commit": "a"}
+    results.save("solve", {"one": {"ratio": 1}}, run | {"date": "yesterday"})
+    results.save("solve", {"two": {"ratio": 2}}, run)
+    assert set(saved()["solve"]["rows"]) == {"one", "two"}
+    results.save("conv", {"two": {"ratio": 2}}, run)
+    results.save("solve", {"three": {"ratio": 3}}, run | {"commit": "b"})
+    assert set(saved()["solve"]["rows"]) == {"three"}
+    assert set(saved()) == {"solve", "conv"}
+
+
+# --- peers ---------------------------------------------------------------------------------------
+
+
+def dense_solve(y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Column after column of M from its definition, and numpy's general solve, in double."""
+    batch, channels, height, width = y.shape
+    taps = weight.double().clone()
+    anchor = taps[:, :, -1, -1]
+    anchor.copy_(anchor.tril(-1) + torch.eye(channels, dtype=torch.float64))
+    order = channels * height * width
+    units = torch.eye(order, dtype=torch.float64).view(order, channels, height, width)
+    pad = (weight.shape[3] - 1, 0, weight.shape[2] - 1, 0)
+    matrix = torch.nn.functional.conv2d(torch.nn.functional.pad(units, pad), taps)
+    columns = y.double().reshape(batch, order).numpy().T
+    x = np.linalg.solve(matrix.reshape(order, order).numpy().T, columns)
+    return torch.from_numpy(x.T.copy()).view(y.shape)
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize(
+    "shape",
+    [SMALL, Shape(1, 1, 6, 9, 2), Shape(2, 3, 4, 4, 1), Shape(1, 2, 2, 3, 4), Shape(2, 4, 9, 7, 3)],
+    ids=str,
+)
+def test_a_peer_solves_what_it_is_given(name: str, shape: Shape) -> None:
+    y, weight = operations.problem(shape)
+    peer = peers.PEERS[name]
+    x = peer.prepare(weight, shape)(y)
+    assert x.shape == y.shape
+    assert x.dtype == torch.float32
+    error = operations.error(x, dense_solve(y, weight))
+    assert error < (1e-4 if name == "fft" else 2e-6)
+
+
+def test_the_sparse_matrix_is_lower_triangular_with_a_unit_diagonal() -> None:
+    _, weight = operations.problem(SMALL)
+    matrix = peers.sparse_matrix(weight, 5, 4).toarray()
+    assert np.array_equal(matrix, np.tril(matrix))
+    assert np.array_equal(np.diagonal(matrix), np.ones(len(matrix)))
+
+
+def test_what_cannot_fit_or_takes_too_long_is_refused_beforehand() -> None:
+    def fail(*_: object) -> peers.Solver:
+        raise AssertionError("it was run")
+
+    gigabytes = peers.Peer(fail, lambda _: 5e9, exact=True)
+    reason = peers.refusal(gigabytes, SMALL, int(1e9), 10)
+    assert reason == "needs 5.0 GB, and 1.0 GB are free"
+    assert peers.refusal(gigabytes, SMALL, int(1e12), 10) is None
+    slow = peers.Peer(fail, lambda _: 1, exact=False, seconds=lambda _: 100)
+    assert peers.refusal(slow, SMALL, int(1e9), 10) == "would take 100 s"
+    too_large = peers.Peer(fail, lambda _: 1e18, exact=True)
+    row = peers.measure(too_large, SMALL, 0, 10, torch.zeros(1))
+    assert set(row) == {"skipped"}
+    # What the guard is there for: a dense matrix of 155 GB.
+    assert peers.PEERS["dense"].memory(SHAPES["rgb"]) > 150e9
+
+
+def test_available_memory_is_plausible() -> None:
+    assert 2**20 < peers.available_memory() < 2**50
+
+
+def test_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Impossible to fit, so that the table has one that was skipped.
+    never = peers.PEERS["dense"]._replace(memory=lambda _: 1e18)
+    monkeypatch.setitem(peers.PEERS, "dense", never)
+    out = call("peers", "small", "--seconds", "0", "--no-core", "--save")
+    assert "skipped: needs 1000000000.0 GB" in out
+    row = saved()["peers"]["rows"]["small"]
+    assert row["unknowns"] == 40
+    exact = {name for name, peer in peers.PEERS.items() if peer.exact} - {"dense"}
+    assert row["best_exact"] in exact
+    assert row["best_exact_ratio"] == min(row["peers"][name]["ratio"] for name in exact)
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    done = CliRunner().invoke(app, ["report"])
+    assert done.exit_code == 1
+    assert "no figures" in done.output
+
+    monkeypatch.setattr(core, "build", lambda: Path("program"))
+    monkeypatch.setattr(core, "measure", lambda *_, **__: figures_of(10))
+    for operation in ("solve", "backward", "conv"):
+        call(operation, "small", "--seconds", "0", "--save")
+    squares = ("square-4", "square-5")
+    call("peers", "--squares", *squares, "--seconds", "0", "--no-core", "--save")
+    call("peers", "small", "--seconds", "0", "--no-core", "--save")
+    call("report")
+
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- bench -->\n")
+    assert text.endswith("<!-- /bench -->\nafter\n")
+    assert "old" not in text
+    row = saved()["solve"]["rows"]["small"]
+    assert f"| 3, 2, 5x4, 3 | {report.digits(row['ours_ms'])} | {row['ratio']:.2f} |" in text
+    for picture in tmp_path.glob("docs/*.png"):
+        assert f"docs/{picture.name}" in text
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.glob("docs/*.png"))) == 2
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    for section in ("solve", "backward", "conv", "peers", "peers --squares"):
+        assert f"### `python -m bench {section}`" in page
+
+    # The same figures give the same pages.
+    call("report")
+    assert readme.read_text() == text
+
+
+def test_a_peer_that_wins_is_said_to() -> None:
+    figures = {"ms": 1.0, "ours_ms": 2.0, "ratio": 0.5, "once": False}
+    row = {"unknowns": 40, "best_exact": "dense", "peers": {"dense": figures}}
+    assert "wins" in report.peer_cell(figures)
+    assert "the peer wins" in next(iter(report.best_rows({"small": row})))[-1]
+    assert "skipped: no room" in report.peer_cell({"skipped": "no room"})
+
+
+def test_a_readme_without_markers_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("text")
+    with pytest.raises(ValueError, match="expected <!-- bench -->"):
+        report.write_readme(path, "section")
+    assert path.read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.012345, "0.0123"), (1.2, "1.20"), (99.96, "100."), (12345.6, "12,346")]
+)
+def test_digits(value: float, text: str) -> None:
+    assert report.digits(value) == text
+
+
+def test_files_are_json_with_every_section(tmp_path: Path) -> None:
+    run = results.provenance(3)
+    path = results.save("overhead", {"numpy": {"us": 1.5}}, run)
+    assert path.name == f"cpu-{invconv.build_info()['instruction_set']}.json"
+    assert json.loads(path.read_text())["overhead"]["run"]["threads"] == 3
