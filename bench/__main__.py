@@ -82,6 +82,35 @@ def conv(
     _operation("conv", shapes, threads, seconds, core, save)
 
 
+@app.command(name="core")
+def core_(
+    shapes: Shapes = None,
+    threads: Annotated[int, typer.Option(min=1, help="Beside one thread.")] = 2,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Spent on each of 5 repetitions of each operation.")
+    ] = 0.05,
+    save: Save = False,
+) -> None:
+    """Time the operations of the C++ library alone, with one thread and with more: milliseconds."""
+    run = _start(threads)
+    chosen = _choose(shapes, SHAPES)
+    if not _builds():
+        raise typer.Exit(1)
+    names = ("solve", "solve_transpose", "conv", "weight_grad")
+    counts = sorted({1, threads})
+    times = cpp.measure(names, chosen, counts, seconds=seconds).times
+    rows: Rows = {
+        shape: {
+            f"{name}, {count}": times[f"{name}:{shape}:{count}"].median * 1e3
+            for name in names
+            for count in counts
+        }
+        for shape in chosen
+    }
+    _show(report.core_titles(rows), report.core_rows(rows), run)
+    _keep("core", rows, run, save)
+
+
 @app.command(name="scaling")
 def scaling_(
     threads: Threads = 2,

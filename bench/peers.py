@@ -262,6 +262,9 @@ PEERS = {
 }
 
 
+# Of the free memory, what a peer may take: it is an estimate, and the machine has other work.
+SHARE = 0.4
+
 # ---- measuring -----------------------------------------------------------------------------------
 
 
@@ -282,10 +285,9 @@ def available_memory() -> int:
 
 def refusal(peer: Peer, shape: Shape, available: int, seconds: float) -> str | None:
     """Why a peer is not to be run, known beforehand: it cannot fit, or takes too long."""
-    needed = peer.memory(shape)
-    # Estimates; and the machine has other work.
-    if needed > 0.7 * available:
-        return f"needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
+    needed, most = peer.memory(shape) / 1e9, SHARE * available / 1e9
+    if needed > most:
+        return f"needs {needed:,.1f} GB; {SHARE:.0%} of what is free are {most:.1f}"
     if peer.seconds is not None and (estimate := peer.seconds(shape)) > seconds:
         return f"would take {estimate:.0f} s"
     return None

@@ -22,7 +22,7 @@ OPERATIONS = {
     "conv": ("conv", "`F.conv2d`"),
 }
 
-SECTIONS = (*OPERATIONS, "peers", "squares", "scaling", "overhead")
+SECTIONS = (*OPERATIONS, "peers", "squares", "scaling", "overhead", "core")
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 OURS = "#000000"
@@ -215,6 +215,17 @@ def overhead_rows(rows: Rows) -> Iterable[list[str]]:
 OVERHEAD_TITLES = ("call", "microseconds")
 
 
+def core_titles(rows: Rows) -> list[str]:
+    """The columns of the table of the core alone: operations with each number of threads."""
+    return ["shape", *next(iter(rows.values()))]
+
+
+def core_rows(rows: Rows) -> Iterable[list[str]]:
+    """The cells of the table of the core alone, in milliseconds."""
+    for name, row in rows.items():
+        yield [name, *(digits(time) for time in row.values())]
+
+
 # ---- plots ---------------------------------------------------------------------------------------
 
 
@@ -335,6 +346,8 @@ def full_page(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str
                 parts += [_bullets(scaling_summary(rows))]
             elif section == "overhead":
                 parts += [table(OVERHEAD_TITLES, overhead_rows(rows))]
+            elif section == "core":
+                parts += ["Milliseconds:", table(core_titles(rows), core_rows(rows))]
         parts += [f"![{kind}]({file})" for kind, file in drawn[name].items()]
     return "\n\n".join(parts) + "\n"
 
@@ -371,7 +384,8 @@ def readme_section(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str
                 table(OVERHEAD_TITLES, overhead_rows(figures["overhead"]["rows"])),
             ]
     parts.append(
-        "All tables, with floors, errors and every peer: [docs/benchmarks.md](docs/benchmarks.md)."
+        "All tables, with floors, errors and every peer, are in [docs/benchmarks.md]"
+        '(docs/benchmarks.md); `pip install ".[bench]"` and `python -m bench --help` measure anew.'
     )
     return "\n\n".join(parts)
 
@@ -396,11 +410,16 @@ def _readme_operations(figures: dict[str, Any], sections: list[str]) -> str:
             if section == "solve":
                 cells.append(f"{row['efficiency']:.2f}" if "efficiency" in row else "")
         lines.append(cells)
-    means = [
-        f"{OPERATIONS[section][0]}: {line}"
-        for section, rows in all_rows.items()
-        for line in operation_summary(rows)[:2]
-    ]
+    means = []
+    for section, rows in all_rows.items():
+        title, theirs = OPERATIONS[section]
+        for key, what in (
+            ("ratio", f"{title} / {theirs}"),
+            ("efficiency", f"efficiency of {title}"),
+        ):
+            values = {name: row[key] for name, row in rows.items() if key in row}
+            if values:
+                means.append(f"{what}: {summary(values, low_is_good=key == 'ratio')}")
     about = (
         f"{provenance(run)}. float32, medians; torch's convolution of the same shape is timed in "
         "the same run. Efficiency is the least time that the machine's arithmetic, memory and "

@@ -1,5 +1,11 @@
 #include "machine_code.hpp"
 
+#if defined(__clang__)
+#define INVCONV_BENCH_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define INVCONV_BENCH_UNROLL _Pragma("GCC unroll 12")
+#endif
+
 namespace invconv::bench {
 namespace {
 
@@ -25,7 +31,7 @@ float burst(std::int64_t rounds) {
     sums[i] = Vector{} + static_cast<float>(i);
   }
   for (; rounds > 0; --rounds) {
-#pragma GCC unroll 12
+    INVCONV_BENCH_UNROLL
     for (int i = 0; i < accumulators; ++i) {
       sums[i] = sums[i] * a + b;
     }
@@ -47,9 +53,11 @@ float chain(std::int64_t rounds) {
 
 void plain_solve(const float* y, const float* weight, float* x, const std::int64_t (&image)[4], std::int64_t kernel,
                  [[maybe_unused]] int threads) {
-  const auto [batch, channels, height, width] = image;
+  const std::int64_t batch = image[0], channels = image[1], height = image[2], width = image[3];
   const std::int64_t plane = height * width, taps = kernel * kernel;
+#if defined(_OPENMP)
 #pragma omp parallel for num_threads(threads)
+#endif
   for (std::int64_t b = 0; b < batch; ++b) {
     const float* from = y + b * channels * plane;
     float* to = x + b * channels * plane;

@@ -162,6 +162,13 @@ def test_operations(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert entry["rows"]["small"]["ours_ms"] > 0
 
 
+def test_the_core_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "build", lambda: Path("program"))
+    monkeypatch.setattr(core, "measure", lambda *_, **__: figures_of(10))
+    assert "weight_grad, 1" in call("core", "small", "--save")
+    assert saved()["core"]["rows"]["small"]["conv, 1"] == pytest.approx(0.01)
+
+
 def test_an_unknown_shape_is_refused() -> None:
     done = CliRunner().invoke(app, ["solve", "enormous"])
     assert done.exit_code == 2
@@ -248,7 +255,7 @@ def test_what_cannot_fit_or_takes_too_long_is_refused_beforehand() -> None:
 
     gigabytes = peers.Peer(fail, lambda _: 5e9, exact=True)
     reason = peers.refusal(gigabytes, SMALL, int(1e9), 10)
-    assert reason == "needs 5.0 GB, and 1.0 GB are free"
+    assert reason == "needs 5.0 GB; 40% of what is free are 0.4"
     assert peers.refusal(gigabytes, SMALL, int(1e12), 10) is None
     slow = peers.Peer(fail, lambda _: 1, exact=False, seconds=lambda _: 100)
     assert peers.refusal(slow, SMALL, int(1e9), 10) == "would take 100 s"
@@ -268,7 +275,7 @@ def test_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     never = peers.PEERS["dense"]._replace(memory=lambda _: 1e18)
     monkeypatch.setitem(peers.PEERS, "dense", never)
     out = call("peers", "small", "--seconds", "0", "--no-core", "--save")
-    assert "skipped: needs 1000000000.0 GB" in out
+    assert "skipped: needs 1,000,000,000.0 GB" in out
     row = saved()["peers"]["rows"]["small"]
     assert row["unknowns"] == 40
     exact = {name for name, peer in peers.PEERS.items() if peer.exact} - {"dense"}
