@@ -59,9 +59,11 @@ def provenance(run: dict[str, Any]) -> str:
         f"{name} {run['versions'][name]}" for name in ("torch", "numpy", "scipy", "python")
     )
     commit = (run["commit"] or "unknown")[:10] + (" with changes" if run["dirty"] else "")
+    others = run.get("others") or 0
+    busy = f"; other processes kept {others:.1f} cores busy" if others > 0.1 else ""
     return (
         f"{run['machine']}, {run['threads']} of {run['cores']} cores, {run['instruction_set']}; "
-        f"{versions}; commit {commit}, {run['date']}"
+        f"{versions}; commit {commit}, {run['date']}{busy}"
     )
 
 

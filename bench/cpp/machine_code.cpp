@@ -28,7 +28,7 @@ float burst(std::int64_t rounds) {
   const Vector a = Vector{} + factor, b = Vector{} + summand;
   Vector sums[accumulators];
   for (int i = 0; i < accumulators; ++i) {
-    sums[i] = Vector{} + static_cast<float>(i);
+    sums[i] = Vector{} + static_cast<float>(rounds + i);  // unknown to the compiler: it would fold constants
   }
   for (; rounds > 0; --rounds) {
     INVCONV_BENCH_UNROLL
@@ -44,7 +44,7 @@ float burst(std::int64_t rounds) {
 }
 
 float chain(std::int64_t rounds) {
-  float sum = 0;
+  float sum = static_cast<float>(rounds);
   for (; rounds > 0; --rounds) {
     sum = sum * factor + summand;
   }
