@@ -260,11 +260,17 @@ def _say(lines: Iterable[str]) -> None:
 
 
 def _keep(section: str, rows: Rows, run: dict[str, Any], save: bool) -> None:
-    # Between two figures of one run it matters little, for the times themselves it does.
     others = run.pop("load").others()
     run["others"] = others
-    if others is not None and others > 0.1:
+    # Two threads that must wait for each other wait for whole time slices of anyone between them:
+    # every ratio of such a run is wrong, and more often than not in our favour.
+    spare = max((run["cores"] or 1) - run["threads"], 0)
+    competed = others is not None and others > spare + 0.1
+    if competed:
         console.print(f"[bold]other processes kept {others:.1f} cores busy meanwhile[/bold]")
+    if save and competed:
+        console.print("not kept: measure again on an idle machine, or with fewer threads")
+        raise typer.Exit(1)
     if save:
         path: Path = results.save(section, rows, run)
         console.print(f"kept in {path}", soft_wrap=True)

@@ -35,6 +35,7 @@ def bench(keep_threads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(timing, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(results.Load, "others", lambda _: 0.0)
     yield
     torch.set_num_threads(threads)
 
@@ -167,6 +168,15 @@ def test_the_core_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "measure", lambda *_, **__: figures_of(10))
     assert "weight_grad, 1" in call("core", "small", "--save")
     assert saved()["core"]["rows"]["small"]["conv, 1"] == pytest.approx(0.01)
+
+
+def test_figures_of_a_busy_machine_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results.Load, "others", lambda _: 1000.0)
+    arguments = ["conv", "small", "--seconds", "0", "--no-core", "--threads", "1", "--save"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "other processes kept 1000.0 cores busy" in done.output
+    assert results.load() == {}
 
 
 def test_an_unknown_shape_is_refused() -> None:
