@@ -38,8 +38,8 @@ def build_info() -> dict[str, str]:
     """Return what this build of the core is and uses.
 
     Returns:
-        ``version``; ``instruction_set``, the CPU kernels in use (``"avx512"``, ``"avx2"`` or
-        ``"baseline"``; the environment's ``INVCONV_ISA`` forces one).
+        ``version``; ``instruction_set``, the CPU kernels in use (``"avx512"``, ``"avx2"``,
+        ``"neon"`` or ``"baseline"``; the environment's ``INVCONV_ISA`` forces one).
     """
     return {
         "version": _core.version(),

@@ -7,6 +7,9 @@ namespace invconv::test {
 
 /// The instruction sets that the library must have on this machine, the best one last.
 inline std::vector<std::string> instruction_sets() {
+#if defined(__aarch64__)
+  return {"neon"};
+#else
   std::vector<std::string> names{"baseline"};
 #if defined(__x86_64__)
   // The avx2 kernels also need F16C, which Clang 14 cannot ask for; no processor has AVX2 without it.
@@ -19,6 +22,7 @@ inline std::vector<std::string> instruction_sets() {
   }
 #endif
   return names;
+#endif
 }
 
 }  // namespace invconv::test

@@ -15,7 +15,7 @@ struct Settings {
 /// What print_settings prints with these assignments, as in "A=1 B=2", and nothing else of ours set.
 Settings settings(const std::string& assignments) {
   const std::string command =
-      "env -u INVCONV_NUM_THREADS -u OMP_NUM_THREADS -u INVCONV_ISA " + assignments + " '" INVCONV_PRINT_SETTINGS "'";
+      "env -u INVCONV_NUM_THREADS -u OMP_NUM_THREADS -u INVCONV_ISA " + assignments + " " INVCONV_PRINT_SETTINGS;
   std::string output;
   std::FILE* const pipe = popen(command.c_str(), "r");
   for (int letter; pipe != nullptr && (letter = std::fgetc(pipe)) != EOF;) {
@@ -63,7 +63,7 @@ TEST(Environment, InstructionSetIsTheOneThatIsAskedFor) {
   }
   EXPECT_EQ(settings("").instruction_set, "instruction set " + levels.back()) << "the best is not the default";
   EXPECT_EQ(settings("INVCONV_ISA=").instruction_set, "instruction set " + levels.back());
-  for (const std::string level : {"baseline", "avx2", "avx512", "AVX2", "sse"}) {
+  for (const std::string level : {"baseline", "avx2", "avx512", "neon", "AVX2", "sse"}) {
     const bool has_it = std::find(levels.begin(), levels.end(), level) != levels.end();
     EXPECT_EQ(settings("INVCONV_ISA=" + level).instruction_set,
               has_it ? "instruction set " + level

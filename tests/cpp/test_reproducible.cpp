@@ -48,6 +48,31 @@ Dense slice(const Dense& images, Index first, Index last) {
   return part;
 }
 
+/// A product and a sum are one operation with one rounding wherever the instruction set has it, in every lane; and
+/// nowhere else, so that the compiler has no say.
+template <class A>
+void expect_fused_products() {
+  const bool fused = std::string(instruction_set()) != "baseline";
+  const A w = 1 + std::numeric_limits<A>::epsilon();
+  const A product = w * w, rest = std::fma(w, w, -product);
+  ASSERT_NE(rest, A(0));
+  for (const Index batch : {1, 2, 3, 4, 8, 16, 31}) {
+    Dense y({batch, 1, 1, 2}), weight({1, 1, 1, 2});
+    for (Index b = 0; b < batch; ++b) {
+      y(b, 0, 0, 0) = w;
+      y(b, 0, 0, 1) = product;
+    }
+    weight(0, 0, 0, 0) = w;
+    const std::vector<A> x = solved<A>(y, weight, {}, Cpu{1});
+    for (Index b = 0; b < batch; ++b) {
+      EXPECT_EQ(x[static_cast<std::size_t>(2 * b + 1)], fused ? -rest : A(0)) << "image " << b << " of " << batch;
+    }
+  }
+}
+
+TEST(Fused, ProductsOfFloat) { expect_fused_products<float>(); }
+TEST(Fused, ProductsOfDouble) { expect_fused_products<double>(); }
+
 template <class T>
 class Reproducible : public ::testing::Test {
  protected:

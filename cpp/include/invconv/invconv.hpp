@@ -150,7 +150,7 @@ void set_num_threads(std::int64_t threads);
 /// In the child of a fork the answer is no: a runtime does not survive one.
 bool share_openmp();
 
-/// The instruction set that the CPU kernels use here: "avx512", "avx2" or "baseline".
+/// The instruction set that the CPU kernels use here: "avx512", "avx2", "neon" or "baseline".
 const char* instruction_set();
 
 }  // namespace invconv

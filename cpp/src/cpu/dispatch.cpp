@@ -3,46 +3,55 @@
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace invconv::detail::cpu {
 
 namespace {
 
-enum class Level { baseline, avx2, avx512 };
+template <class T>
+struct Level {
+  std::string_view name;
+  Kernels<T> (*kernels)();
+};
 
-Level best_level() {
+/// The instruction sets of this machine, the best one last.
+template <class T>
+std::vector<Level<T>> levels() {
+#if defined(INVCONV_NEON)
+  return {{"neon", kernels_neon<T>}};
+#else
+  std::vector<Level<T>> found{{"baseline", kernels_baseline<T>}};
 #if defined(INVCONV_X86)
   // Every processor with AVX2 has F16C, which older compilers cannot ask for.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
-    return Level::avx512;
-  }
-  if (avx2) {
-    return Level::avx2;
-  }
-#endif
-  return Level::baseline;
-}
-
-Level chosen_level() {
-  const Level best = best_level();
-  const char* text = std::getenv("INVCONV_ISA");
-  if (text == nullptr || *text == '\0') {
-    return best;
-  }
-  constexpr std::string_view names[] = {"baseline", "avx2", "avx512"};
-  for (int level = 0; level <= static_cast<int>(best); ++level) {
-    if (names[level] == text) {
-      return static_cast<Level>(level);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    found.push_back({"avx2", kernels_avx2<T>});
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw")) {
+      found.push_back({"avx512", kernels_avx512<T>});
     }
   }
-  std::string known;
-  for (int level = 0; level <= static_cast<int>(best); ++level) {
-    known += level > 0 ? ", " : "";
-    known += names[level];
+#endif
+  return found;
+#endif
+}
+
+template <class T>
+Kernels<T> chosen_kernels() {
+  const std::vector<Level<T>> known = levels<T>();
+  const char* text = std::getenv("INVCONV_ISA");
+  if (text == nullptr || *text == '\0') {
+    return known.back().kernels();
   }
-  throw Error("[instruction_set] expected INVCONV_ISA to be one of those this machine has (" + known + "), but got \"" +
+  std::string names;
+  for (const Level<T>& level : known) {
+    if (level.name == text) {
+      return level.kernels();
+    }
+    names += names.empty() ? "" : ", ";
+    names += level.name;
+  }
+  throw Error("[instruction_set] expected INVCONV_ISA to be one of those this machine has (" + names + "), but got \"" +
               text + "\"");
 }
 
@@ -50,21 +59,7 @@ Level chosen_level() {
 
 template <class T>
 const Kernels<T>& kernels() {
-  static const Kernels<T> chosen = [] {
-#if defined(INVCONV_X86)
-    switch (chosen_level()) {
-      case Level::avx512:
-        return kernels_avx512<T>();
-      case Level::avx2:
-        return kernels_avx2<T>();
-      case Level::baseline:
-        break;
-    }
-#else
-    chosen_level();
-#endif
-    return kernels_baseline<T>();
-  }();
+  static const Kernels<T> chosen = chosen_kernels<T>();
   return chosen;
 }
 

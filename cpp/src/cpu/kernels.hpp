@@ -75,5 +75,7 @@ template <class T>
 Kernels<T> kernels_avx2();
 template <class T>
 Kernels<T> kernels_avx512();
+template <class T>
+Kernels<T> kernels_neon();
 
 }  // namespace invconv::detail::cpu

@@ -1,4 +1,4 @@
-// Whatever the compiler's own default is: SSE2 on x86-64, NEON on Arm.
+// Whatever the compiler's own default is: SSE2 on x86-64.
 
 #define INVCONV_KERNELS kernels_baseline
 #define INVCONV_LEVEL "baseline"

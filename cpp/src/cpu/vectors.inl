@@ -6,6 +6,8 @@
 
 #if defined(__FMA__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_FMA)
+#include <arm_neon.h>
 #endif
 
 #include "cpu/kernels.hpp"
@@ -74,6 +76,17 @@ template <class A, int V>
   } else if constexpr (sizeof(A) == 8 && V == 8) {
     return (R)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 #endif
+  }
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_FMA)
+  using R = Vector<A, V>;
+  if constexpr (V == 1 && sizeof(A) == 4) {
+    return __builtin_fmaf(a, b, c);
+  } else if constexpr (V == 1) {
+    return __builtin_fma(a, b, c);
+  } else if constexpr (sizeof(A) == 4 && V == 4) {
+    return (R)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  } else if constexpr (sizeof(A) == 8 && V == 2) {
+    return (R)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
   }
 #else
   return a * b + c;
