@@ -1,12 +1,17 @@
-// invconv._core: the C++ functions for 4-dimensional arrays of one of the storage types. Kinds of arrays, missing batch
-// axes and names of corners are Python's business (python/invconv/_array.py); shapes are checked by the library.
+// invconv._core: the C++ functions for arrays whose memory Python can describe.
+//
+// A tiny image takes a microsecond or two, so that here every conversion counts: a call is one look at plain arguments.
+// Where an argument is anything but plain the functions do nothing and return False (None where the result is a
+// number); then python/invconv/_array.py and _torch.py make it plain, or say what is wrong with it. Shapes are checked
+// by the library.
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/vector.h>
 
-#include <string>
-#include <vector>
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+#include <utility>
 
 #include "invconv/invconv.hpp"
 
@@ -15,110 +20,291 @@ using namespace nb::literals;
 
 namespace {
 
-using Input = nb::ndarray<nb::ro, nb::ndim<4>, nb::device::cpu>;
-using Output = nb::ndarray<nb::ndim<4>, nb::device::cpu>;
+// ---- plain arguments ----------------------------------------------------------------------------------------------
 
-template <class T, class Array>
-invconv::View<T> view(const Array& array) {
-  invconv::View<T> result{static_cast<T*>(array.data()), {}, {}};
-  for (std::size_t axis = 0; axis < 4; ++axis) {
-    result.shape[axis] = static_cast<std::int64_t>(array.shape(axis));
-    result.stride[axis] = array.stride(axis);
+bool read(nb::handle object, std::int64_t& value) {
+  if (!PyLong_CheckExact(object.ptr())) {
+    return false;
   }
-  return result;
+  value = PyLong_AsLongLong(object.ptr());
+  if (value == -1 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  return true;
 }
 
-/// Calls `body` with the storage type that all the arrays share.
-template <class Body, class... Arrays>
-auto with_type(const char* function, Body&& body, const Arrays&... arrays) {
-  const nb::dlpack::dtype dtype = (arrays.dtype(), ...);
-  if (!((arrays.dtype() == dtype) && ...)) {
-    throw nb::type_error((std::string("[") + function + "] expected arrays of one dtype").c_str());
-  }
-  constexpr auto floating = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float);
-  constexpr auto brain = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
-  if (dtype == nb::dlpack::dtype{floating, 32, 1}) {
-    return body(float{});
-  }
-  if (dtype == nb::dlpack::dtype{floating, 64, 1}) {
-    return body(double{});
-  }
-  if (dtype == nb::dlpack::dtype{floating, 16, 1}) {
-    return body(invconv::float16{});
-  }
-  if (dtype == nb::dlpack::dtype{brain, 16, 1}) {
-    return body(invconv::bfloat16{});
-  }
-  throw nb::type_error(
-      (std::string("[") + function + "] expected arrays of dtype float16, bfloat16, float32 or float64").c_str());
+bool read(nb::handle object, bool& value) {
+  value = object.is(Py_True);
+  return value || object.is(Py_False);
 }
 
-using Corners = std::vector<invconv::Corner>;
-
-void solve(const Input& y, const Input& weight, const Output& x, Corners corners, bool unit_diagonal,
-           std::int64_t groups, bool transpose) {
-  with_type(
-      "solve",
-      [&](auto zero) {
-        using T = decltype(zero);
-        const auto from = view<const T>(y), taps = view<const T>(weight);
-        const auto to = view<T>(x);
-        const nb::gil_scoped_release unlocked;
-        invconv::solve<T>(from, taps, to, {std::move(corners), unit_diagonal, groups, transpose}, {}, invconv::Cpu{});
-      },
-      y, weight, x);
+bool read(nb::handle object, std::string_view& text) {
+  if (!PyUnicode_CheckExact(object.ptr())) {
+    return false;
+  }
+  Py_ssize_t size = 0;
+  const char* letters = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
+  if (letters == nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  text = {letters, static_cast<std::size_t>(size)};
+  return true;
 }
 
-void conv(const Input& x, const Input& weight, const Output& y, Corners corners, bool unit_diagonal,
-          std::int64_t groups, bool transpose) {
-  with_type(
-      "conv",
-      [&](auto zero) {
-        using T = decltype(zero);
-        const auto from = view<const T>(x), taps = view<const T>(weight);
-        const auto to = view<T>(y);
-        const nb::gil_scoped_release unlocked;
-        invconv::conv<T>(from, taps, to, {std::move(corners), unit_diagonal, groups, transpose}, {}, invconv::Cpu{});
-      },
-      x, weight, y);
+bool read(nb::handle object, invconv::Corner& corner) {
+  std::string_view name;
+  if (!read(object, name)) {
+    return false;
+  }
+  constexpr std::string_view names[] = {"tl", "tr", "bl", "br"};
+  const auto found = std::find(std::begin(names), std::end(names), name);
+  corner = static_cast<invconv::Corner>(found - std::begin(names));
+  return found != std::end(names);
 }
 
-void weight_grad(const Input& x, const Input& g, const Output& dw, Corners corners, bool unit_diagonal,
-                 std::int64_t groups) {
-  with_type(
-      "weight_grad",
-      [&](auto zero) {
-        using T = decltype(zero);
-        const auto inputs = view<const T>(x), outputs = view<const T>(g);
-        const auto to = view<T>(dw);
-        const nb::gil_scoped_release unlocked;
-        invconv::weight_grad<T>(inputs, outputs, to, {std::move(corners), unit_diagonal, groups, false}, {},
-                                invconv::Cpu{});
-      },
-      x, g, dw);
+/// One name, or a tuple of them.
+bool read(nb::handle object, std::vector<invconv::Corner>& corners) {
+  if (!PyTuple_CheckExact(object.ptr())) {
+    return read(object, corners.front());
+  }
+  corners.resize(nb::len(object));
+  for (std::size_t at = 0; at < corners.size(); ++at) {
+    if (!read(PyTuple_GET_ITEM(object.ptr(), static_cast<Py_ssize_t>(at)), corners[at])) {
+      return false;
+    }
+  }
+  return !corners.empty();
 }
 
-double logabsdet(const Input& weight, std::int64_t height, std::int64_t width, Corners corners, bool unit_diagonal,
-                 std::int64_t groups) {
-  return with_type(
-      "logabsdet",
-      [&](auto zero) {
-        return invconv::logabsdet(view<const decltype(zero)>(weight), height, width,
-                                  {std::move(corners), unit_diagonal, groups, false});
-      },
-      weight);
+bool read(nb::handle corner, nb::handle unit_diagonal, nb::handle groups, invconv::Options& options) {
+  return read(corner, options.corners) && read(unit_diagonal, options.unit_diagonal) && read(groups, options.groups);
 }
 
-double growth(const Input& weight, std::int64_t height, std::int64_t width, Corners corners, bool unit_diagonal,
-              std::int64_t groups) {
-  return with_type(
-      "growth",
-      [&](auto zero) {
-        const auto taps = view<const decltype(zero)>(weight);
-        const nb::gil_scoped_release unlocked;
-        return invconv::growth(taps, height, width, {std::move(corners), unit_diagonal, groups, false});
-      },
-      weight);
+// ---- arrays -------------------------------------------------------------------------------------------------------
+
+enum class Type { float16, bfloat16, float32, float64 };
+
+/// The memory of an array of 3 or 4 axes, borrowed for a call. The plain kinds: what has Python's buffer protocol, and
+/// a tuple (address, name of the dtype, shape, strides in elements) that its maker vouches for.
+class Array {
+ public:
+  Array(nb::handle object, bool writable = false) {
+    plain_ = PyTuple_CheckExact(object.ptr()) ? describe(object.ptr()) : borrow(object.ptr(), writable);
+    const auto address = reinterpret_cast<std::uintptr_t>(data_);
+    plain_ = plain_ && address % static_cast<std::uintptr_t>(item_size()) == 0 && (address != 0 || empty());
+  }
+  ~Array() { PyBuffer_Release(&buffer_); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+
+  bool plain() const { return plain_; }
+  int axes() const { return axes_; }
+  Type type() const { return type_; }
+  bool same_kind(const Array& other) const { return type_ == other.type_ && axes_ == other.axes_; }
+  bool same_shape(const Array& other) const { return shape_ == other.shape_; }
+
+  /// One image is a batch of one.
+  template <class T>
+  invconv::View<T> view() const {
+    return {static_cast<T*>(data_), shape_, stride_};
+  }
+
+  /// Whether a filter can write into this array while it reads `in`: its elements have places of their own, and these
+  /// are either just the input's or none of them.
+  bool can_be_written_from(const Array& in) const {
+    if (empty()) {
+      return true;
+    }
+    bool same = data_ == in.data_;
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      if (shape_[axis] > 1) {
+        if (stride_[axis] == 0) {
+          return false;
+        }
+        same = same && stride_[axis] == in.stride_[axis];
+      }
+    }
+    return same || end() <= in.begin() || in.end() <= begin();
+  }
+
+ private:
+  std::int64_t item_size() const { return type_ == Type::float64 ? 8 : type_ == Type::float32 ? 4 : 2; }
+  bool empty() const { return std::find(shape_.begin(), shape_.end(), 0) != shape_.end(); }
+
+  /// The lowest address of an array that is not empty.
+  std::intptr_t begin() const {
+    std::int64_t lowest = 0;
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      lowest += std::min<std::int64_t>(0, (shape_[axis] - 1) * stride_[axis]);
+    }
+    return reinterpret_cast<std::intptr_t>(data_) + lowest * item_size();
+  }
+  /// One beyond the highest address.
+  std::intptr_t end() const {
+    std::int64_t highest = 1;
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      highest += std::max<std::int64_t>(0, (shape_[axis] - 1) * stride_[axis]);
+    }
+    return reinterpret_cast<std::intptr_t>(data_) + highest * item_size();
+  }
+
+  bool set_axes(Py_ssize_t axes) {
+    axes_ = static_cast<int>(axes);
+    shape_ = {1, 1, 1, 1};
+    return axes == 3 || axes == 4;
+  }
+
+  bool borrow(PyObject* object, bool writable) {
+    if (PyObject_GetBuffer(object, &buffer_, writable ? PyBUF_RECORDS : PyBUF_RECORDS_RO) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    // One letter: native byte order, and aligned.
+    const std::string_view format = buffer_.format == nullptr ? "" : buffer_.format;
+    if (format == "f") {
+      type_ = Type::float32;
+    } else if (format == "d") {
+      type_ = Type::float64;
+    } else if (format == "e") {
+      type_ = Type::float16;
+    } else {
+      return false;
+    }
+    if (!set_axes(buffer_.ndim)) {
+      return false;
+    }
+    data_ = buffer_.buf;
+    for (int from = 0; from < axes_; ++from) {
+      const auto axis = static_cast<std::size_t>(4 - axes_ + from);
+      shape_[axis] = buffer_.shape[from];
+      stride_[axis] = buffer_.strides[from] / item_size();
+      if (shape_[axis] > 1 && buffer_.strides[from] % item_size() != 0) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool describe(PyObject* tuple) {
+    std::string_view type;
+    if (PyTuple_GET_SIZE(tuple) != 4 || !read(PyTuple_GET_ITEM(tuple, 1), type)) {
+      return false;
+    }
+    constexpr std::string_view names[] = {"float16", "bfloat16", "float32", "float64"};
+    const auto found = std::find(std::begin(names), std::end(names), type);
+    PyObject *const shape = PyTuple_GET_ITEM(tuple, 2), *const strides = PyTuple_GET_ITEM(tuple, 3);
+    if (found == std::end(names) || !PyTuple_Check(shape) || !PyTuple_Check(strides) ||
+        PyTuple_GET_SIZE(shape) != PyTuple_GET_SIZE(strides) || !set_axes(PyTuple_GET_SIZE(shape))) {
+      return false;
+    }
+    type_ = static_cast<Type>(found - std::begin(names));
+    data_ = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tuple, 0));
+    if (data_ == nullptr && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    for (int from = 0; from < axes_; ++from) {
+      const auto axis = static_cast<std::size_t>(4 - axes_ + from);
+      if (!read(PyTuple_GET_ITEM(shape, from), shape_[axis]) || !read(PyTuple_GET_ITEM(strides, from), stride_[axis])) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  Py_buffer buffer_{};
+  void* data_ = nullptr;
+  Type type_ = Type::float32;
+  int axes_ = 0;
+  invconv::Shape shape_{}, stride_{};
+  bool plain_ = false;
+};
+
+/// Calls `body` with a value of the storage type.
+template <class Body>
+auto with_type(Type type, Body&& body) {
+  switch (type) {
+    case Type::float16:
+      return body(invconv::float16{});
+    case Type::bfloat16:
+      return body(invconv::bfloat16{});
+    case Type::float32:
+      return body(float{});
+    case Type::float64:
+      break;
+  }
+  return body(double{});
+}
+
+// ---- the functions ------------------------------------------------------------------------------------------------
+
+template <invconv::Operation operation>
+bool filter(nb::handle in, nb::handle weight, nb::handle out, nb::handle corner, nb::handle unit_diagonal,
+            nb::handle groups, nb::handle transpose) {
+  invconv::Options options;
+  const Array from(in), taps(weight), to(out, true);
+  if (!from.plain() || !taps.plain() || !to.plain() || taps.axes() != 4 || taps.type() != from.type() ||
+      !to.same_kind(from) || !to.same_shape(from) || !to.can_be_written_from(from) ||
+      !read(corner, unit_diagonal, groups, options) || !read(transpose, options.transpose)) {
+    return false;
+  }
+  with_type(from.type(), [&](auto zero) {
+    using T = decltype(zero);
+    const nb::gil_scoped_release unlocked;
+    if constexpr (operation == invconv::Operation::solve) {
+      invconv::solve<T>(from.view<const T>(), taps.view<const T>(), to.view<T>(), options, {}, invconv::Cpu{});
+    } else {
+      invconv::conv<T>(from.view<const T>(), taps.view<const T>(), to.view<T>(), options, {}, invconv::Cpu{});
+    }
+  });
+  return true;
+}
+
+bool weight_grad(nb::handle x, nb::handle g, nb::handle dw, nb::handle corner, nb::handle unit_diagonal,
+                 nb::handle groups) {
+  invconv::Options options;
+  const Array inputs(x), outputs(g), to(dw, true);
+  if (!inputs.plain() || !outputs.plain() || !to.plain() || !outputs.same_kind(inputs) || to.axes() != 4 ||
+      to.type() != inputs.type() || !read(corner, unit_diagonal, groups, options)) {
+    return false;
+  }
+  with_type(inputs.type(), [&](auto zero) {
+    using T = decltype(zero);
+    const nb::gil_scoped_release unlocked;
+    invconv::weight_grad<T>(inputs.view<const T>(), outputs.view<const T>(), to.view<T>(), options, {}, invconv::Cpu{});
+  });
+  return true;
+}
+
+/// A number, or None: `function` of the weight's view, the size and the options.
+template <class Function>
+nb::object of_weight(Function&& function, nb::handle weight, nb::handle height, nb::handle width, nb::handle corner,
+                     nb::handle unit_diagonal, nb::handle groups) {
+  invconv::Options options;
+  std::int64_t h = 0, w = 0;
+  const Array taps(weight);
+  if (!taps.plain() || taps.axes() != 4 || !read(height, h) || !read(width, w) ||
+      !read(corner, unit_diagonal, groups, options)) {
+    return nb::none();
+  }
+  return nb::float_(with_type(taps.type(), [&](auto zero) {
+    const nb::gil_scoped_release unlocked;
+    return function(taps.view<const decltype(zero)>(), h, w, options);
+  }));
+}
+
+nb::object logabsdet(nb::handle weight, nb::handle height, nb::handle width, nb::handle corner,
+                     nb::handle unit_diagonal, nb::handle groups) {
+  return of_weight([](const auto&... of) { return invconv::logabsdet(of...); }, weight, height, width, corner,
+                   unit_diagonal, groups);
+}
+
+nb::object growth(nb::handle weight, nb::handle height, nb::handle width, nb::handle corner, nb::handle unit_diagonal,
+                  nb::handle groups) {
+  return of_weight([](const auto&... of) { return invconv::growth(of...); }, weight, height, width, corner,
+                   unit_diagonal, groups);
 }
 
 }  // namespace
@@ -127,39 +313,29 @@ NB_MODULE(_core, m) {
   m.doc() = "The compiled core of invconv. Use the functions of the package itself.";
   m.def("version", [] { return INVCONV_VERSION; }, "The version of the library.");
 
-  nb::enum_<invconv::Corner>(m, "Corner",
-                             "The sides of the image that are padded: t(op) or b(ottom), l(eft) or r(ight).")
-      .value("tl", invconv::Corner::tl)
-      .value("tr", invconv::Corner::tr)
-      .value("bl", invconv::Corner::bl)
-      .value("br", invconv::Corner::br);
-
-  // noconvert: an array that does not fit must fail; a converted copy of an output would be written and thrown away.
-  // The signatures say object for anything that speaks DLPack: the generated ones would allow numpy alone.
-  m.def("solve", &solve, "y"_a.noconvert(), "weight"_a.noconvert(), "x"_a.noconvert(), "corners"_a, "unit_diagonal"_a,
+  m.def("solve", &filter<invconv::Operation::solve>, "y"_a, "weight"_a, "x"_a, "corner"_a, "unit_diagonal"_a,
         "groups"_a, "transpose"_a,
-        nb::sig("def solve(y: object, weight: object, x: object, corners: collections.abc.Sequence[Corner], "
-                "unit_diagonal: bool, groups: int, transpose: bool) -> None"),
-        "Write M^-1 y into x.");
-  m.def("conv", &conv, "x"_a.noconvert(), "weight"_a.noconvert(), "y"_a.noconvert(), "corners"_a, "unit_diagonal"_a,
-        "groups"_a, "transpose"_a,
-        nb::sig("def conv(x: object, weight: object, y: object, corners: collections.abc.Sequence[Corner], "
-                "unit_diagonal: bool, groups: int, transpose: bool) -> None"),
-        "Write M x into y.");
-  m.def("weight_grad", &weight_grad, "x"_a.noconvert(), "g"_a.noconvert(), "dw"_a.noconvert(), "corners"_a,
-        "unit_diagonal"_a, "groups"_a,
-        nb::sig("def weight_grad(x: object, g: object, dw: object, corners: collections.abc.Sequence[Corner], "
-                "unit_diagonal: bool, groups: int) -> None"),
-        "Write the derivative of <g, M x> with respect to the weight into dw.");
-  m.def("logabsdet", &logabsdet, "weight"_a.noconvert(), "height"_a, "width"_a, "corners"_a, "unit_diagonal"_a,
-        "groups"_a,
-        nb::sig("def logabsdet(weight: object, height: int, width: int, corners: collections.abc.Sequence[Corner], "
-                "unit_diagonal: bool, groups: int) -> float"),
-        "The logarithm of |det M|.");
-  m.def("growth", &growth, "weight"_a.noconvert(), "height"_a, "width"_a, "corners"_a, "unit_diagonal"_a, "groups"_a,
-        nb::sig("def growth(weight: object, height: int, width: int, corners: collections.abc.Sequence[Corner], "
-                "unit_diagonal: bool, groups: int) -> float"),
-        "The infinity norm of M^-1.");
+        nb::sig("def solve(y: object, weight: object, x: object, corner: object, unit_diagonal: object, "
+                "groups: object, transpose: object) -> bool"),
+        "Write M^-1 y into x, if the arguments are plain, and say whether they are.");
+  m.def("conv", &filter<invconv::Operation::conv>, "x"_a, "weight"_a, "y"_a, "corner"_a, "unit_diagonal"_a, "groups"_a,
+        "transpose"_a,
+        nb::sig("def conv(x: object, weight: object, y: object, corner: object, unit_diagonal: object, "
+                "groups: object, transpose: object) -> bool"),
+        "Write M x into y, if the arguments are plain, and say whether they are.");
+  m.def("weight_grad", &weight_grad, "x"_a, "g"_a, "dw"_a, "corner"_a, "unit_diagonal"_a, "groups"_a,
+        nb::sig("def weight_grad(x: object, g: object, dw: object, corner: object, unit_diagonal: object, "
+                "groups: object) -> bool"),
+        "Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say "
+        "whether they are.");
+  m.def("logabsdet", &logabsdet, "weight"_a, "height"_a, "width"_a, "corner"_a, "unit_diagonal"_a, "groups"_a,
+        nb::sig("def logabsdet(weight: object, height: object, width: object, corner: object, "
+                "unit_diagonal: object, groups: object) -> float | None"),
+        "The logarithm of |det M|, or None if the arguments are not plain.");
+  m.def("growth", &growth, "weight"_a, "height"_a, "width"_a, "corner"_a, "unit_diagonal"_a, "groups"_a,
+        nb::sig("def growth(weight: object, height: object, width: object, corner: object, "
+                "unit_diagonal: object, groups: object) -> float | None"),
+        "The infinity norm of M^-1, or None if the arguments are not plain.");
   m.def("num_threads", &invconv::num_threads, "The number of threads that a call may use.");
   m.def("set_num_threads", &invconv::set_num_threads, "threads"_a, "Set the number of threads that a call may use.");
   m.def("share_openmp", &invconv::share_openmp, "Use the threads of the OpenMP runtime that this process has loaded.");

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from invconv import _check, _core
-from invconv._check import CORNERS, Corner
+from invconv._check import Corner
 
 Array = TypeVar("Array")
+Result = TypeVar("Result")
 NumpyArray = npt.NDArray[Any]
 
 
@@ -72,11 +73,8 @@ def solve(
         array([[[1., 1.],
                 [1., 1.]]])
     """
-    arguments = (corner, unit_diagonal, groups, transpose)
-    if _is_torch(y, weight, out):
-        result: Array = _torch_functions().solve(y, weight, *arguments, out)
-        return result
-    solution: Array = _filter("solve", "y", y, weight, arguments, out)
+    options = (corner, unit_diagonal, groups, transpose)
+    solution: Array = _filter("solve", "y", y, weight, out, options)
     return solution
 
 
@@ -115,11 +113,8 @@ def conv(
         TypeError: If an argument is of another kind or dtype.
         ValueError: If shapes, groups or corners do not fit. Nothing has been computed or written.
     """
-    arguments = (corner, unit_diagonal, groups, transpose)
-    if _is_torch(x, weight, out):
-        result: Array = _torch_functions().conv(x, weight, *arguments, out)
-        return result
-    filtered: Array = _filter("conv", "x", x, weight, arguments, out)
+    options = (corner, unit_diagonal, groups, transpose)
+    filtered: Array = _filter("conv", "x", x, weight, out, options)
     return filtered
 
 
@@ -157,22 +152,20 @@ def weight_grad(
         ValueError: If shapes, groups or corners do not fit. Nothing has been computed.
     """
     function = "weight_grad"
-    if _is_torch(x, g):
-        result: Array = _torch_functions().weight_grad(
-            x, g, kernel_size, corner, unit_diagonal, groups
-        )
+    if (torch_layer := _torch_layer(x, g)) is not None:
+        result: Array = torch_layer.weight_grad(x, g, kernel_size, corner, unit_diagonal, groups)
         return result
     x_, g_ = _numpy(function, "x", x), _numpy(function, "g", g)
     _check.image_axes(function, "x", x_.shape)
     _check.same_shape(function, "g", g_.shape, "x", x_.shape)
-    _check.dtype(function, "g", g_.dtype.name, x_.dtype.name)
+    _check.dtype(function, "g", _dtype_name(g_), _dtype_name(x_))
     channels = x_.shape[-3]
     groups = _check.groups_of(function, groups, channels)
     dw = np.empty(
         (channels, channels // groups, *_check.kernel_size(function, kernel_size)), x_.dtype
     )
-    corners = [CORNERS[name] for name in _check.corners(function, corner)]
-    _core.weight_grad(_batched(x_), _batched(g_), dw, corners, bool(unit_diagonal), groups)
+    corners = _check.corners(function, corner)
+    _must(function, _core.weight_grad(x_, g_, dw, corners, bool(unit_diagonal), groups))
     gradient: Array = _like(x, dw)
     return gradient
 
@@ -206,11 +199,10 @@ def logabsdet(
         ValueError: If shapes, groups or corners do not fit.
     """
     function = "logabsdet"
-    if _is_torch(weight):
-        return _torch_functions().logabsdet(weight, size, corner, unit_diagonal, groups)
-    return _core.logabsdet(
-        *_weight_arguments(function, weight, size, corner, unit_diagonal, groups)
-    )
+    if (torch_layer := _torch_layer(weight)) is not None:
+        return torch_layer.logabsdet(weight, size, corner, unit_diagonal, groups)
+    arguments = _weight_arguments(function, weight, size, corner, unit_diagonal, groups)
+    return _must(function, _core.logabsdet(*arguments))
 
 
 def growth(
@@ -246,23 +238,24 @@ def growth(
         ValueError: If shapes, groups or corners do not fit.
     """
     function = "growth"
-    if _is_torch(weight):
-        norm: float = _torch_functions().growth(weight, size, corner, unit_diagonal, groups)
+    if (torch_layer := _torch_layer(weight)) is not None:
+        norm: float = torch_layer.growth(weight, size, corner, unit_diagonal, groups)
         return norm
-    return _core.growth(*_weight_arguments(function, weight, size, corner, unit_diagonal, groups))
+    arguments = _weight_arguments(function, weight, size, corner, unit_diagonal, groups)
+    return _must(function, _core.growth(*arguments))
 
 
-def _is_torch(*arrays: Any) -> bool:
-    """Whether one of them is a torch tensor; without torch loaded none can be."""
+def _torch_layer(*arrays: Any) -> Any:
+    """The torch layer if one of them is a tensor, else None; without torch loaded none can be."""
     torch = sys.modules.get("torch")
-    return torch is not None and any(isinstance(array, torch.Tensor) for array in arrays)
-
-
-def _torch_functions() -> Any:
-    """The torch layer, loaded when the first tensor comes."""
-    from invconv import _torch
-
-    return _torch
+    if torch is not None:
+        for array in arrays:
+            if isinstance(array, torch.Tensor):
+                layer = sys.modules.get("invconv._torch")  # in a fifth of an import's time
+                if layer is None:
+                    from invconv import _torch as layer
+                return layer
+    return None
 
 
 def _filter(
@@ -270,15 +263,23 @@ def _filter(
     name: str,
     images: Any,
     weight: Any,
-    arguments: tuple[Corner, bool, int, bool],
     out: Any,
+    options: tuple[Corner, bool, int, bool],
 ) -> Any:
-    corner, unit_diagonal, groups, transpose = arguments
+    run = _core.solve if function == "solve" else _core.conv
+    if type(images) is type(weight) is np.ndarray and (out is None or type(out) is np.ndarray):
+        # The core looks at plain arguments itself; whatever else they are is sorted out below.
+        plain = np.empty(images.shape, images.dtype) if out is None else out
+        if run(images, weight, plain, *options):
+            return plain
+    elif (torch_layer := _torch_layer(images, weight, out)) is not None:
+        return torch_layer.filter(function, name, images, weight, out, options)
+    corner, unit_diagonal, groups, transpose = options
     images_, weight_ = _numpy(function, name, images), _numpy(function, "weight", weight)
     _check.image_axes(function, name, images_.shape)
-    _check.dtype(function, "weight", weight_.dtype.name, images_.dtype.name)
+    _check.dtype(function, "weight", _dtype_name(weight_), _dtype_name(images_))
     _check.weight_axes(function, weight_.shape)
-    corners = [CORNERS[corner] for corner in _check.corners(function, corner)]
+    corners = _check.corners(function, corner)
     groups = _check.integer(function, "groups", groups)
     if out is None:
         result = target = np.empty(images_.shape, images_.dtype)
@@ -287,16 +288,8 @@ def _filter(
         # Written into memory of its own where that is not simply the input's, in place.
         overlaps = np.may_share_memory(result, images_) and not _is_same_view(result, images_)
         target = np.empty(images_.shape, images_.dtype) if overlaps else result
-    run = _core.solve if function == "solve" else _core.conv
-    run(
-        _batched(images_),
-        weight_,
-        _batched(target),
-        corners,
-        bool(unit_diagonal),
-        groups,
-        bool(transpose),
-    )
+    done = run(images_, weight_, target, corners, bool(unit_diagonal), groups, bool(transpose))
+    _must(function, done)
     if out is None:
         return _like(images, result)
     if target is not result:
@@ -306,20 +299,36 @@ def _filter(
 
 def _weight_arguments(
     function: str, weight: Any, size: Any, corner: Corner, unit_diagonal: bool, groups: Any
-) -> tuple[NumpyArray, int, int, list[_core.Corner], bool, int]:
+) -> tuple[NumpyArray, int, int, tuple[str, ...], bool, int]:
     weight_ = _numpy(function, "weight", weight)
     _check.weight_axes(function, weight_.shape)
     height, width = _check.image_size(function, size)
-    corners = [CORNERS[name] for name in _check.corners(function, corner)]
+    corners = _check.corners(function, corner)
     groups = _check.integer(function, "groups", groups)
     return weight_, height, width, corners, bool(unit_diagonal), groups
+
+
+def _must(function: str, result: Result | Literal[False] | None) -> Result:
+    """Return the core's result, which it has for all that was checked and still cannot be read."""
+    if result is None or result is False:
+        raise TypeError(f"[{function}] expected arrays that export their memory as buffers")
+    return result
+
+
+# A look-up, since the name of a dtype takes longer than a small solve.
+_DTYPE_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64")}
+
+
+def _dtype_name(array: NumpyArray) -> str:
+    name = _DTYPE_NAMES.get(array.dtype)
+    return array.dtype.name if name is None else name
 
 
 def _numpy(function: str, name: str, array: Any) -> NumpyArray:
     """Return ``array`` as a numpy array that the core can read, without a copy."""
     if not isinstance(array, np.ndarray):
         array = _from_dlpack(function, name, array)
-    _check.dtype(function, name, array.dtype.name)
+    _check.dtype(function, name, _dtype_name(array))
     if not array.dtype.isnative:
         raise TypeError(
             f"[{function}] expected {name} in native byte order, but got dtype {array.dtype.str}"
@@ -366,7 +375,7 @@ def _numpy_output(function: str, out: Any, kind: type, name: str, images: NumpyA
                 f"but got {type(out).__name__}"
             )
         out = _from_dlpack(function, "out", out)
-    _check.dtype(function, "out", out.dtype.name, images.dtype.name)
+    _check.dtype(function, "out", _dtype_name(out), _dtype_name(images))
     _check.same_shape(function, "out", out.shape, name, images.shape)
     _check.own_places(function, "out", out.shape, out.strides)
     if not out.flags.writeable:
@@ -378,11 +387,6 @@ def _numpy_output(function: str, out: Any, kind: type, name: str, images: NumpyA
 
 def _is_same_view(a: NumpyArray, b: NumpyArray) -> bool:
     return a.ctypes.data == b.ctypes.data and a.strides == b.strides
-
-
-def _batched(array: NumpyArray) -> NumpyArray:
-    """One image is a batch of one."""
-    return array if array.ndim == 4 else array[None]
 
 
 def _like(original: Any, result: NumpyArray) -> Any:

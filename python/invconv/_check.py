@@ -9,14 +9,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from invconv import _core
-
-CORNERS = {
-    "tl": _core.Corner.tl,
-    "tr": _core.Corner.tr,
-    "bl": _core.Corner.bl,
-    "br": _core.Corner.br,
-}
+CORNERS = ("tl", "tr", "bl", "br")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 Corner = str | Iterable[str]
@@ -77,6 +70,8 @@ def image_size(function: str, value: Any) -> tuple[int, int]:
 
 def corners(function: str, value: Corner) -> tuple[str, ...]:
     """Return the names of the corners: one, or one for each group."""
+    if isinstance(value, str) and value in CORNERS:
+        return (value,)
     message = (
         f"[{function}] expected corner to be 'tl', 'tr', 'bl' or 'br', or one of them for each "
         f"group, but got {value!r}"
@@ -88,7 +83,8 @@ def corners(function: str, value: Corner) -> tuple[str, ...]:
         raise TypeError(message)
     if not names or not all(name in CORNERS for name in names):
         raise ValueError(message)
-    return names
+    # Of exactly this type, which the core asks for; numpy's strings are not.
+    return tuple(str(name) for name in names)
 
 
 def groups_of(function: str, value: Any, channels: int) -> int:

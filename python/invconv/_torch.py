@@ -11,6 +11,9 @@ Three layers, each for what it alone can do:
   a plain one. (An operator with a registered formula gives zero tangents in forward mode, without
   an error; so does a Function in eager mode with the raw operator under compile.)
 
+Each layer takes longer than a small solve. Where nothing could see a call pass through it, which
+``_is_plain`` decides, the call goes past it.
+
 The gradients of ``x = solve(y, W)`` for an incoming ``g = dL/dx`` are ``dL/dy = M^-T g`` and
 ``dL/dW = -weight_grad(x, dL/dy)``: one solve and one correlation.
 """
@@ -18,16 +21,27 @@ The gradients of ``x = solve(y, W)`` for an incoming ``g = dL/dx`` are ``dL/dy =
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _are_functorch_transforms_active,
+    _dispatch_keys,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from invconv import _check, _core
-from invconv._check import CORNERS, Corner
+from invconv._check import Corner
 
 # torch's idle OpenMP threads spin; threads of our own would compete with them for the processors.
 _core.share_openmp()
@@ -58,7 +72,7 @@ def _check_tensor(function: str, name: str, tensor: Any, like: Tensor | None = N
         )
     if tensor.layout is not torch.strided:
         raise TypeError(f"[{function}] expected {name} to be dense, but got {tensor.layout}")
-    if tensor.device.type not in ("cpu", "meta"):
+    if not tensor.is_cpu and not tensor.is_meta:
         raise ValueError(
             f"[{function}] expected {name} on the CPU, for which alone this build has kernels, "
             f"but got a tensor on {tensor.device}"
@@ -89,10 +103,12 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     Here and not below the autograd Functions, so that what they save has the dtype of their output.
     """
+    halves = (torch.float16, torch.bfloat16)
+    if not any([t.dtype in halves for t in tensors]):
+        return tensors
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
-    halves = (torch.float16, torch.bfloat16)
     return tuple(t.float() if t.dtype in halves else t for t in tensors)
 
 
@@ -109,65 +125,88 @@ def has_values(tensor: Tensor) -> bool:
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
-def _readable(tensor: Tensor) -> Tensor:
-    """As the core can read it: DLPack drops a lazy minus sign and refuses what requires grad."""
-    return tensor.detach().resolve_neg()
+# The keys by which torch dispatches on a dense tensor on the CPU without a lazy minus sign, wrapper
+# or other extra; made in inference mode, and outside of it.
+_INFERENCE_KEYS = DispatchKeySet(DispatchKey.CPU).add(DispatchKey.AutocastCPU)
+_PLAIN_KEYS = (
+    _INFERENCE_KEYS.add(DispatchKey.ADInplaceOrView).add(DispatchKey.AutogradCPU),
+    _INFERENCE_KEYS,
+)
+# Not their subclasses, which may have a say in what functions do.
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def _corners(corner: str) -> list[_core.Corner]:
-    return [CORNERS[name] for name in corner.split(",")]
+def _is_plain(*tensors: Any) -> bool:
+    """Whether only the core needs to see a call: ordinary tensors on the CPU, and nothing watches.
+
+    What watches is torch.compile, a tracer, a mode, a transform of torch.func, the profiler, and
+    forward mode. Reverse mode does where gradients are recorded: see ``_records``.
+    """
+    if (
+        is_compiling()
+        or _get_tracing_state() is not None
+        or _len_torch_function_stack() > 0
+        or _len_torch_dispatch_stack() > 0
+        or _are_functorch_transforms_active()
+        or _profiler_enabled()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN_TYPES or _dispatch_keys(tensor) not in _PLAIN_KEYS:
+            return False
+    return True
 
 
-def _run_filter(
-    function: str,
-    images: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    corner: str,
-    unit_diagonal: bool,
-    groups: int,
-    transpose: bool,
-) -> None:
-    run = _core.solve if function == "solve" else _core.conv
-    run(
-        _readable(images),
-        _readable(weight),
-        out,
-        _corners(corner),
-        unit_diagonal,
-        groups,
-        transpose,
-    )
+def _records(*tensors: Tensor) -> bool:
+    """Whether reverse mode records what is computed from these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
 
 
-def _raw_solve(
-    y: Tensor, weight: Tensor, corner: str, unit_diagonal: bool, groups: int, transpose: bool
-) -> Tensor:
-    _check_tensor("solve", "y", y)
-    _check_tensor("solve", "weight", weight, y)
-    out = torch.empty_like(y)
-    _run_filter("solve", y, weight, out, corner, unit_diagonal, groups, transpose)
+def _memory(tensor: Tensor) -> tuple[int, str | None, tuple[int, ...], tuple[int, ...]]:
+    """Where the core finds a tensor without a lazy minus sign; DLPack takes longer to say it."""
+    return tensor.data_ptr(), _DTYPE_NAMES.get(tensor.dtype), tensor.shape, tensor.stride()
+
+
+def _corners(corner: str) -> str | tuple[str, ...]:
+    return tuple(corner.split(",")) if "," in corner else corner
+
+
+_ARGUMENTS = {"solve": ("y", "weight"), "conv": ("x", "weight"), "weight_grad": ("x", "g")}
+
+
+def _run(function: str, a: Tensor, b: Tensor, out: Tensor, corner: str, *options: Any) -> Tensor:
+    """Call the core on tensors with values, and return ``out``."""
+    # Names, so that what the addresses point to lives as long as the call.
+    a_, b_ = a.resolve_neg(), b.resolve_neg()
+    run = getattr(_core, function)
+    if not run(_memory(a_), _memory(b_), _memory(out), _corners(corner), *options):
+        first, second = _ARGUMENTS[function]
+        _check_tensor(function, first, a)
+        _check_tensor(function, second, b, a)
+        raise TypeError(
+            f"[{function}] expected {first} and {second} with 4 axes each and memory of their own, "
+            f"but got tensors of the shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     return out
 
 
-def _raw_conv(
-    x: Tensor, weight: Tensor, corner: str, unit_diagonal: bool, groups: int, transpose: bool
-) -> Tensor:
-    _check_tensor("conv", "x", x)
-    _check_tensor("conv", "weight", weight, x)
-    out = torch.empty_like(x)
-    _run_filter("conv", x, weight, out, corner, unit_diagonal, groups, transpose)
-    return out
+def _raw_solve(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
+    return _run("solve", y, weight, torch.empty_like(y), *options)
 
 
-def _raw_weight_grad(
-    x: Tensor, g: Tensor, kh: int, kw: int, corner: str, unit_diagonal: bool, groups: int
-) -> Tensor:
-    _check_tensor("weight_grad", "x", x)
-    _check_tensor("weight_grad", "g", g, x)
+def _raw_conv(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
+    return _run("conv", x, weight, torch.empty_like(x), *options)
+
+
+def _raw_weight_grad(x: Tensor, g: Tensor, kh: int, kw: int, *options: Any) -> Tensor:
+    groups = options[-1]
     dw = x.new_empty((x.shape[1], x.shape[1] // groups, kh, kw))
-    _core.weight_grad(_readable(x), _readable(g), dw, _corners(corner), unit_diagonal, groups)
-    return dw
+    return _run("weight_grad", x, g, dw, *options)
 
 
 def _fake_filter(function: str, images: Tensor, weight: Tensor, *options: Any) -> Tensor:
@@ -190,13 +229,26 @@ def _fake_weight_grad(x: Tensor, g: Tensor, kh: int, kw: int, *rest: Any) -> Ten
     return x.new_empty((x.shape[1], x.shape[1] // groups, kh, kw))
 
 
-for _name, _raw, _fake in (
-    ("solve", _raw_solve, _fake_solve),
-    ("conv", _raw_conv, _fake_conv),
-    ("weight_grad", _raw_weight_grad, _fake_weight_grad),
-):
-    _library.impl(_name, _raw, "CPU")
-    torch.library.register_fake(f"invconv::{_name}", _fake, lib=_library)
+_Raw = Callable[..., Tensor]
+_RAW: dict[str, _Raw] = {
+    "solve": _raw_solve,
+    "conv": _raw_conv,
+    "weight_grad": _raw_weight_grad,
+}
+_FAKE: dict[str, _Raw] = {
+    "solve": _fake_solve,
+    "conv": _fake_conv,
+    "weight_grad": _fake_weight_grad,
+}
+for _name in _RAW:
+    _library.impl(_name, _RAW[_name], "CPU")
+    torch.library.register_fake(f"invconv::{_name}", _FAKE[_name], lib=_library)
+
+
+def _operate(function: str, a: Tensor, b: Tensor, *options: Any) -> Tensor:
+    """The raw operator, without torch's dispatcher where that would only pass the call on."""
+    run: _Raw = _RAW[function] if _is_plain(a, b) else getattr(torch.ops.invconv, function)
+    return run(a, b, *options)
 
 
 # ---- gradients -----------------------------------------------------------------------------------
@@ -290,7 +342,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
-        return torch.ops.invconv.solve(y, weight, *options)  # type: ignore[no-any-return]
+        return _operate("solve", y, weight, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -336,7 +388,7 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
-        return torch.ops.invconv.conv(x, weight, *options)  # type: ignore[no-any-return]
+        return _operate("conv", x, weight, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -383,7 +435,7 @@ class _WeightGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, *options: Any) -> Tensor:
-        return torch.ops.invconv.weight_grad(x, g, *options)  # type: ignore[no-any-return]
+        return _operate("weight_grad", x, g, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -430,50 +482,56 @@ class _WeightGrad(torch.autograd.Function):
         return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
 
 
+def _apply(function: str, derived: Any, a: Tensor, b: Tensor, *options: Any) -> Tensor:
+    """Function.apply, or of it what a plain call needs."""
+    if not _is_plain(a, b):
+        result = derived.apply(a, b, *options)
+    elif _records(a, b):
+        # What it adds to its base, the look at a signature for defaults, takes 17 microseconds.
+        result = super(torch.autograd.Function, derived).apply(a, b, *options)
+    else:
+        result = _RAW[function](a, b, *options)
+    return result  # type: ignore[no-any-return]
+
+
 # torch.compile takes each of these into its graph as one operation and does not look inside.
 # (Here and above, torch gives its operators, Function.apply and allow_in_graph no types to check.)
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _solve(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
-    return _Solve.apply(y, weight, *options)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply("solve", _Solve, y, weight, *options)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _conv(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
-    return _Conv.apply(x, weight, *options)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply("conv", _Conv, x, weight, *options)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _weight_grad(x: Tensor, g: Tensor, *options: Any) -> Tensor:
-    return _WeightGrad.apply(x, g, *options)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply("weight_grad", _WeightGrad, x, g, *options)
 
 
 # ---- the functions behind invconv.solve and its fellows ------------------------------------------
 
 
-def solve(
-    y: Tensor,
+def filter(
+    function: str,
+    name: str,
+    images: Tensor,
     weight: Tensor,
-    corner: Corner,
-    unit_diagonal: bool,
-    groups: int,
-    transpose: bool,
     out: Tensor | None,
+    options: tuple[Corner, bool, int, bool],
 ) -> Tensor:
-    """See :func:`invconv.solve`."""
-    return _filter("solve", "y", y, weight, corner, unit_diagonal, groups, transpose, out)
-
-
-def conv(
-    x: Tensor,
-    weight: Tensor,
-    corner: Corner,
-    unit_diagonal: bool,
-    groups: int,
-    transpose: bool,
-    out: Tensor | None,
-) -> Tensor:
-    """See :func:`invconv.conv`."""
-    return _filter("conv", "x", x, weight, corner, unit_diagonal, groups, transpose, out)
+    """See :func:`invconv.solve` and :func:`invconv.conv`."""
+    tensors = (images, weight) if out is None else (images, weight, out)
+    if _is_plain(*tensors) and not _records(*tensors) and not torch.is_autocast_enabled("cpu"):
+        result = torch.empty_like(images) if out is None else out
+        run = _core.solve if function == "solve" else _core.conv
+        if run(_memory(images), _memory(weight), _memory(result), *options):
+            if out is not None:
+                torch.autograd.graph.increment_version(out)
+            return result
+    return _filter(function, name, images, weight, out, *options)
 
 
 def _filter(
@@ -481,12 +539,13 @@ def _filter(
     name: str,
     images: Tensor,
     weight: Tensor,
+    out: Tensor | None,
     corner: Corner,
     unit_diagonal: bool,
     groups: int,
     transpose: bool,
-    out: Tensor | None,
 ) -> Tensor:
+    """What ``filter`` does with tensors that are not plain, need a gradient or do not fit."""
     _check_tensor(function, name, images)
     _check_tensor(function, "weight", weight)
     _check_device(function, "weight", weight, name, images)
@@ -498,10 +557,10 @@ def _filter(
         _check.integer(function, "groups", groups),
         bool(transpose),
     )
-    batched = images if images.dim() == 4 else images.unsqueeze(0)
     if out is not None:
-        _write_filter(function, name, batched, images, weight, out, *options)
+        _write_filter(function, name, images, weight, out, *options)
         return out
+    batched = images if images.dim() == 4 else images.unsqueeze(0)
     apply = _solve if function == "solve" else _conv
     result: Tensor = apply(*_autocast(batched, weight), *options)
     return result if images.dim() == 4 else result.squeeze(0)
@@ -510,7 +569,6 @@ def _filter(
 def _write_filter(
     function: str,
     name: str,
-    batched: Tensor,
     images: Tensor,
     weight: Tensor,
     out: Tensor,
@@ -520,7 +578,7 @@ def _write_filter(
     _check_tensor(function, "out", out, images)
     _check_device(function, "out", out, name, images)
     _check.same_shape(function, "out", tuple(out.shape), name, tuple(images.shape))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (images, weight, out)):
+    if _records(images, weight, out):
         raise ValueError(
             f"[{function}] expected tensors that do not require a gradient together with out=, "
             "which autograd cannot follow, but got one that does"
@@ -537,9 +595,7 @@ def _write_filter(
     # Written into memory of its own where that is not simply the input's, in place.
     if target.is_neg() or (overlaps and not same_view):
         target = torch.empty_like(images, requires_grad=False)
-    _run_filter(
-        function, batched, weight, target if target.dim() == 4 else target.unsqueeze(0), *options
-    )
+    _run(function, images.detach(), weight.detach(), target, *options)
     if target.data_ptr() != out.data_ptr() or out.is_neg():
         out.detach().copy_(target)
     else:
@@ -609,6 +665,7 @@ def growth(
     height, width = _check.image_size(function, size)
     names = _check.corners(function, corner)
     groups = _check.integer(function, "groups", groups)
-    return _core.growth(
-        _readable(weight), height, width, _corners(",".join(names)), bool(unit_diagonal), groups
-    )
+    weight = weight.detach().resolve_neg()
+    norm = _core.growth(_memory(weight), height, width, names, bool(unit_diagonal), groups)
+    assert norm is not None  # it has been checked
+    return norm

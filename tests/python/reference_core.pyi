@@ -3,40 +3,31 @@
 # The stub of the compiled module as it was generated; test_stubs.py compares it with the installed one.
 """The compiled core of invconv. Use the functions of the package itself."""
 
-from collections.abc import Sequence
-import enum
 
 
 def version() -> str:
     """The version of the library."""
 
-class Corner(enum.Enum):
+def solve(y: object, weight: object, x: object, corner: object, unit_diagonal: object, groups: object, transpose: object) -> bool:
     """
-    The sides of the image that are padded: t(op) or b(ottom), l(eft) or r(ight).
+    Write M^-1 y into x, if the arguments are plain, and say whether they are.
     """
 
-    tl = 0
+def conv(x: object, weight: object, y: object, corner: object, unit_diagonal: object, groups: object, transpose: object) -> bool:
+    """
+    Write M x into y, if the arguments are plain, and say whether they are.
+    """
 
-    tr = 1
+def weight_grad(x: object, g: object, dw: object, corner: object, unit_diagonal: object, groups: object) -> bool:
+    """
+    Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say whether they are.
+    """
 
-    bl = 2
+def logabsdet(weight: object, height: object, width: object, corner: object, unit_diagonal: object, groups: object) -> float | None:
+    """The logarithm of |det M|, or None if the arguments are not plain."""
 
-    br = 3
-
-def solve(y: object, weight: object, x: object, corners: Sequence[Corner], unit_diagonal: bool, groups: int, transpose: bool) -> None:
-    """Write M^-1 y into x."""
-
-def conv(x: object, weight: object, y: object, corners: Sequence[Corner], unit_diagonal: bool, groups: int, transpose: bool) -> None:
-    """Write M x into y."""
-
-def weight_grad(x: object, g: object, dw: object, corners: Sequence[Corner], unit_diagonal: bool, groups: int) -> None:
-    """Write the derivative of <g, M x> with respect to the weight into dw."""
-
-def logabsdet(weight: object, height: int, width: int, corners: Sequence[Corner], unit_diagonal: bool, groups: int) -> float:
-    """The logarithm of |det M|."""
-
-def growth(weight: object, height: int, width: int, corners: Sequence[Corner], unit_diagonal: bool, groups: int) -> float:
-    """The infinity norm of M^-1."""
+def growth(weight: object, height: object, width: object, corner: object, unit_diagonal: object, groups: object) -> float | None:
+    """The infinity norm of M^-1, or None if the arguments are not plain."""
 
 def num_threads() -> int:
     """The number of threads that a call may use."""
