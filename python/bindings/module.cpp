@@ -313,26 +313,29 @@ NB_MODULE(_core, m) {
   m.doc() = "The compiled core of invconv. Use the functions of the package itself.";
   m.def("version", [] { return INVCONV_VERSION; }, "The version of the library.");
 
-  m.def("solve", &filter<invconv::Operation::solve>, "y"_a, "weight"_a, "x"_a, "corner"_a, "unit_diagonal"_a,
-        "groups"_a, "transpose"_a,
+  m.def("solve", &filter<invconv::Operation::solve>, "y"_a.none(), "weight"_a.none(), "x"_a.none(), "corner"_a.none(),
+        "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(),
         nb::sig("def solve(y: object, weight: object, x: object, corner: object, unit_diagonal: object, "
                 "groups: object, transpose: object) -> bool"),
         "Write M^-1 y into x, if the arguments are plain, and say whether they are.");
-  m.def("conv", &filter<invconv::Operation::conv>, "x"_a, "weight"_a, "y"_a, "corner"_a, "unit_diagonal"_a, "groups"_a,
-        "transpose"_a,
+  m.def("conv", &filter<invconv::Operation::conv>, "x"_a.none(), "weight"_a.none(), "y"_a.none(), "corner"_a.none(),
+        "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(),
         nb::sig("def conv(x: object, weight: object, y: object, corner: object, unit_diagonal: object, "
                 "groups: object, transpose: object) -> bool"),
         "Write M x into y, if the arguments are plain, and say whether they are.");
-  m.def("weight_grad", &weight_grad, "x"_a, "g"_a, "dw"_a, "corner"_a, "unit_diagonal"_a, "groups"_a,
+  m.def("weight_grad", &weight_grad, "x"_a.none(), "g"_a.none(), "dw"_a.none(), "corner"_a.none(),
+        "unit_diagonal"_a.none(), "groups"_a.none(),
         nb::sig("def weight_grad(x: object, g: object, dw: object, corner: object, unit_diagonal: object, "
                 "groups: object) -> bool"),
         "Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say "
         "whether they are.");
-  m.def("logabsdet", &logabsdet, "weight"_a, "height"_a, "width"_a, "corner"_a, "unit_diagonal"_a, "groups"_a,
+  m.def("logabsdet", &logabsdet, "weight"_a.none(), "height"_a.none(), "width"_a.none(), "corner"_a.none(),
+        "unit_diagonal"_a.none(), "groups"_a.none(),
         nb::sig("def logabsdet(weight: object, height: object, width: object, corner: object, "
                 "unit_diagonal: object, groups: object) -> float | None"),
         "The logarithm of |det M|, or None if the arguments are not plain.");
-  m.def("growth", &growth, "weight"_a, "height"_a, "width"_a, "corner"_a, "unit_diagonal"_a, "groups"_a,
+  m.def("growth", &growth, "weight"_a.none(), "height"_a.none(), "width"_a.none(), "corner"_a.none(),
+        "unit_diagonal"_a.none(), "groups"_a.none(),
         nb::sig("def growth(weight: object, height: object, width: object, corner: object, "
                 "unit_diagonal: object, groups: object) -> float | None"),
         "The infinity norm of M^-1, or None if the arguments are not plain.");

@@ -251,10 +251,9 @@ def _torch_layer(*arrays: Any) -> Any:
     if torch is not None:
         for array in arrays:
             if isinstance(array, torch.Tensor):
-                layer = sys.modules.get("invconv._torch")  # in a fifth of an import's time
-                if layer is None:
-                    from invconv import _torch as layer
-                return layer
+                from invconv import _torch
+
+                return _torch
     return None
 
 

@@ -29,7 +29,6 @@ from torch import Tensor
 from torch._C import (
     DispatchKey,
     DispatchKeySet,
-    _are_functorch_transforms_active,
     _dispatch_keys,
     _get_tracing_state,
     _len_torch_dispatch_stack,
@@ -139,15 +138,15 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 def _is_plain(*tensors: Any) -> bool:
     """Whether only the core needs to see a call: ordinary tensors on the CPU, and nothing watches.
 
-    What watches is torch.compile, a tracer, a mode, a transform of torch.func, the profiler, and
-    forward mode. Reverse mode does where gradients are recorded: see ``_records``.
+    What watches is torch.compile, a tracer, a mode, the profiler, and forward mode. (A transform of
+    torch.func wraps the tensors it is concerned with.) Reverse mode does where gradients are
+    recorded: see ``_records``.
     """
     if (
         is_compiling()
         or _get_tracing_state() is not None
         or _len_torch_function_stack() > 0
         or _len_torch_dispatch_stack() > 0
-        or _are_functorch_transforms_active()
         or _profiler_enabled()
         or forward_ad._current_level >= 0
     ):
