@@ -5,16 +5,14 @@
 namespace invconv::test {
 namespace {
 
-/// At most 1024 products are summed in the arithmetic of T, as invconv.hpp says: each product is rounded once and
-/// passes at most as many additions as there are products; then up to 4 additions fold the 16 lanes of a vector. The
-/// blocks are summed in double, at most one for each row of each image and each 1024 pixels of a row; so does this
-/// reference, with one addition for every product. Last, the sum is stored as a T.
+/// At most 256 products follow each other in a sum in the arithmetic of T, as invconv.hpp says: each product is rounded
+/// once and passes at most as many additions as there are products; then up to 4 additions fold the 16 lanes of a
+/// vector. The rest is summed in double, with at most two additions for every product; so does this reference, with
+/// one. Last, the sum is stored as a T.
 template <class T>
 double error_factor(const Shape& image) {
-  const double pixels = static_cast<double>(image[2] * image[3]);
-  const double blocks = static_cast<double>(image[0] * image[2] * (image[3] / 1024 + 1));
-  const double all = static_cast<double>(image[0]) * pixels;
-  return (std::min(pixels, 1024.0) + 1 + 4) * arithmetic_roundoff<T> + (blocks + all + 1) * 0x1p-53;
+  const double all = static_cast<double>(image[0] * image[2] * image[3]);
+  return (std::min(all, 256.0) + 1 + 4) * arithmetic_roundoff<T> + (3 * all + 1) * 0x1p-53;
 }
 
 template <class T>
@@ -103,8 +101,8 @@ TYPED_TEST(WeightGrad, KernelsLargerThanTheImage) {
   }
 }
 
-// More rows, and longer ones, than one block of 1024 pixels holds.
-TYPED_TEST(WeightGrad, ImagesOfSeveralBlocks) {
+// More rows, and longer ones, than one unit holds.
+TYPED_TEST(WeightGrad, ImagesOfSeveralUnits) {
   Random random(5);
   for (const Shape& image : {Shape{1, 2, 70, 40}, Shape{2, 1, 3, 1024}, Shape{1, 2, 2, 1025}, Shape{1, 1, 1, 2500}}) {
     Options options;
@@ -149,6 +147,67 @@ TYPED_TEST(WeightGrad, NanStaysWhereItBelongs) {
           EXPECT_TRUE(depends || std::memcmp(&is, &was, sizeof(T)) == 0) << o << ' ' << c << ' ' << u << ' ' << v;
         }
       }
+    }
+  }
+}
+
+/// An infinite pixel reaches the taps that pair it with a pixel of the image, and no others; where a tap pairs a pixel
+/// of g with the padding the result may be NaN, as 0 times infinity is.
+template <class T>
+void check_infinite_pixel(const Problem& problem, Index image, Index row, Index column, Random& random) {
+  SCOPED_TRACE(::testing::Message() << problem << ", pixel " << image << ' ' << row << ' ' << column);
+  const Array<T> x(random_images(random, problem.image), contiguous);
+  const Array<T> g(random_images(random, problem.image), contiguous);
+  const Array<T> clean(problem.weight), dw(problem.weight);
+  weight_grad<T>(x.view(), g.view(), clean.view(), problem.options, {}, Cpu{});
+  const Index height = problem.image[2], width = problem.image[3];
+  for (const bool in_x : {true, false}) {
+    T& pixel = (in_x ? x : g).at(image, 0, row, column);
+    const T before = pixel;
+    pixel = rounded<T>(std::numeric_limits<double>::infinity());
+    weight_grad<T>(x.view(), g.view(), dw.view(), problem.options, {}, Cpu{});
+    pixel = before;
+    for (Index o = 0; o < problem.weight[0]; ++o) {
+      for (Index c = 0; c < problem.weight[1]; ++c) {
+        for (Index i = 0; i < problem.weight[2]; ++i) {
+          for (Index j = 0; j < problem.weight[3]; ++j) {
+            const Index u = problem.weight[2] - 1 - i, v = problem.weight[3] - 1 - j;
+            const bool is_read = entry(problem.weight, problem.options, o, c, u, v) == Entry::read;
+            const bool reads = is_read && (in_x ? c == 0 : o == 0);
+            const bool pairs = in_x ? row + i < height && column + j < width : row >= i && column >= j;
+            const T is = dw.at(o, c, u, v), was = clean.at(o, c, u, v);
+            if (reads && pairs) {
+              ASSERT_FALSE(std::isfinite(value_of(is))) << in_x << ' ' << o << ' ' << c << ' ' << i << ' ' << j;
+            } else if (in_x || !reads) {
+              ASSERT_EQ(std::memcmp(&is, &was, sizeof(T)), 0) << in_x << ' ' << o << ' ' << c << ' ' << i << ' ' << j;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(WeightGrad, InfinitiesStayWhereTheyBelong) {
+  Random random(7);
+  Options options;
+  options.unit_diagonal = false;
+  for (const Shape& image : {Shape{5, 2, 4, 4}, Shape{3, 2, 5, 7}, Shape{2, 2, 3, 16}, Shape{2, 2, 3, 19}}) {
+    for (Index row = 0; row < image[2]; ++row) {
+      for (Index column = 0; column < image[3]; ++column) {
+        check_infinite_pixel<TypeParam>(make_problem(image, 3, 3, options), random.integer(0, image[0] - 1), row,
+                                        column, random);
+        if (this->HasFatalFailure()) {
+          return;
+        }
+      }
+    }
+  }
+  // Units of a part of a row: around every place where one may end.
+  for (const Index column : {0, 1, 255, 256, 257, 511, 512, 1023, 1024, 1289, 1290, 1291}) {
+    check_infinite_pixel<TypeParam>(make_problem({1, 1, 20, 1292}, 2, 3, options), 0, 18, column, random);
+    if (this->HasFatalFailure()) {
+      return;
     }
   }
 }

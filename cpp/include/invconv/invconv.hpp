@@ -124,8 +124,8 @@ void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace wo
 ///     others.
 ///
 /// x and g: (B, C, H, W); dw: (C, C/groups, kh, kw). The gradients of x = solve(y, W) for an incoming g = dL/dx are
-/// dL/dy = solve(g, transpose) and dL/dW = -weight_grad(x, dL/dy). Each block of at most 1024 pixels is summed in the
-/// arithmetic of T, the blocks in double and in a fixed order. `options.transpose` must be false.
+/// dL/dy = solve(g, transpose) and dL/dW = -weight_grad(x, dL/dy). At most 256 products are added up one after the
+/// other in the arithmetic of T; such sums are added up in double, in a fixed order. `options.transpose` must be false.
 template <class T>
 void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace, const Execution& execution);
 

@@ -1,10 +1,19 @@
 // weight_grad. Part of kernels.inl.
+//
+// The pixels lie in the lanes. A unit's images stand side by side, row by row: a channel of the unit is one line of
+// elements, [row][image][column], and a tap that reaches i rows up reads x's line that many rows before g's.
+//
+// Wide rows are packed by themselves: whole vectors, with the left neighbours before them, so that a tap that reaches j
+// columns to the left reads x's line j elements before. Narrow ones follow each other without a gap, so that lanes are
+// full for images of any width: there is a copy of x's line for each j, moved by j, with zeros where a row begins. Either
+// way nothing of one row or image meets another's.
 
 #pragma once
 
 #include <cstring>
+#include <utility>
 
-#include "cpu/packing.inl"
+#include "cpu/vectors.inl"
 
 namespace invconv::detail::cpu {
 namespace {
@@ -13,123 +22,333 @@ namespace {
 inline constexpr int tile_outputs = 4;
 inline constexpr int tile_inputs = INVCONV_VECTOR_BYTES == 64 ? 6 : 3;
 
+template <class A, int V>
+[[gnu::always_inline]] inline Vector<A, V> load_anywhere(const A* from) {
+  Vector<A, V> value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <class A, int V>
+[[gnu::always_inline]] inline void store_anywhere(A* to, const Vector<A, V>& value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+// ---- sums of lanes ------------------------------------------------------------------------------------------------
+
+/// Of a's and b's blocks of U lanes every second one, from the first (odd = 0) or the second (odd = 1) on.
+template <int U, int odd, class Vec, int... lane>
+[[gnu::always_inline]] inline Vec every_second(const Vec& a, const Vec& b, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(a, b, ((2 * (lane / U) + odd) * U + lane % U)...);
+}
+
+/// The sum of each vector's lanes, halves folded onto each other, two vectors at a time.
+template <class A, int V, int N, int U = V / 2>
+[[gnu::always_inline]] inline void sum_lanes(const Vector<A, V>* values, A* sums) {
+  if constexpr (U == 0) {
+    for (int n = 0; n < N; ++n) {
+      store_anywhere<A, V>(sums + n * V, values[n]);
+    }
+  } else {
+    using Lanes = std::make_integer_sequence<int, V>;
+    Vector<A, V> folded[(N + 1) / 2];
+    INVCONV_UNROLL
+    for (int n = 0; n < (N + 1) / 2; ++n) {
+      const Vector<A, V>&a = values[2 * n], &b = values[2 * n + 1 < N ? 2 * n + 1 : 2 * n];
+      folded[n] = every_second<U, 0>(a, b, Lanes{}) + every_second<U, 1>(a, b, Lanes{});
+    }
+    sum_lanes<A, V, (N + 1) / 2, U / 2>(folded, sums);
+  }
+}
+
+template <class A, int... lane>
+[[gnu::always_inline]] inline Vector<A, sizeof...(lane)> numbers(std::integer_sequence<int, lane...>) {
+  const A values[] = {static_cast<A>(lane)...};
+  return load_anywhere<A, sizeof...(lane)>(values);
+}
+
+// ---- tiles --------------------------------------------------------------------------------------------------------
+
 template <class A>
 struct Tile {
-  Index rows, columns;  // pixels to sum over
-  const A* g;           // [row][column][channel][lane], at the first pixel
-  Index g_pitch;
-  const A* x;  // the same, at the oldest pixel that the first one reads
-  Index x_pitch;
-  Index pixel;                 // elements of a pixel in both
-  Index output[tile_outputs];  // offsets of the tile's operands
-  Index input[tile_inputs];
+  Index runs, run;             // a line is so many runs of so many elements
+  Index g_run, x_run, g_line;  // elements from one to the next
+  const A* g;                  // the first output's line
+  const A* input[tile_inputs]; // x's lines
+  double* sum;                  // the first output's and input's
+  Index sum_pitch, inputs;      // `inputs` of them are wanted
 };
 
 template <class A, int V, int TO, int TK>
-void correlate_tile(const Tile<A>& tile, A* sums) {
+void correlate_tile(const Tile<A>& tile) {
   using Vec = Vector<A, V>;
-  Vec sum[TO][TK] = {};
-  for (Index r = 0; r < tile.rows; ++r) {
-    const A* g = tile.g + r * tile.g_pitch;
-    const A* x = tile.x + r * tile.x_pitch;
-    for (Index s = 0; s < tile.columns; ++s, g += tile.pixel, x += tile.pixel) {
-      Vec inputs[TK];
-      INVCONV_UNROLL
-      for (int k = 0; k < TK; ++k) {
-        inputs[k] = load<A, V>(x + tile.input[k]);
-      }
-      INVCONV_UNROLL
-      for (int o = 0; o < TO; ++o) {
-        const Vec output = load<A, V>(g + tile.output[o]);
+  Vec sum[TO * TK] = {};
+  const Index rest = tile.run % V, whole = tile.run - rest;
+  alignas(64) A last[TK * V];
+  for (Index r = 0; r < tile.runs; ++r) {
+    const A *output[TO], *input[TK];
+    for (int o = 0; o < TO; ++o) {
+      output[o] = tile.g + o * tile.g_line + r * tile.g_run;
+    }
+    for (int k = 0; k < TK; ++k) {
+      input[k] = tile.input[k] + r * tile.x_run;
+    }
+    for (Index end = whole, left = rest;; end = V) {
+      for (Index at = 0; at < end; at += V) {
+        Vec inputs[TK];
         INVCONV_UNROLL
         for (int k = 0; k < TK; ++k) {
-          sum[o][k] = multiply_add<A, V>(output, inputs[k], sum[o][k]);
+          inputs[k] = load_anywhere<A, V>(input[k] + at);
+        }
+        INVCONV_UNROLL
+        for (int o = 0; o < TO; ++o) {
+          const Vec g = load<A, V>(output[o] + at);
+          INVCONV_UNROLL
+          for (int k = 0; k < TK; ++k) {
+            sum[o * TK + k] = multiply_add<A, V>(g, inputs[k], sum[o * TK + k]);
+          }
         }
       }
+      if (left == 0) {
+        break;
+      }
+      // In its last vector g has zeros behind the run's end, but x may have pixels that must not even meet a zero.
+      const Vec ends = splat<A, V>(static_cast<A>(left));
+      for (int k = 0; k < TK; ++k) {
+        const Vec value = load_anywhere<A, V>(input[k] + end);
+        store<A, V>(last + k * V, numbers<A>(std::make_integer_sequence<int, V>{}) < ends ? value : Vec{});
+        input[k] = last + k * V;
+      }
+      for (int o = 0; o < TO; ++o) {
+        output[o] += end;
+      }
+      left = 0;
     }
   }
+  A sums[(TO * TK + V - 1) / V * V];
+  sum_lanes<A, V, TO * TK>(sum, sums);
   for (int o = 0; o < TO; ++o) {
-    for (int k = 0; k < TK; ++k) {
-      sums[o * TK + k] = sum_lanes<A, V>(sum[o][k]);
+    double* const to = tile.sum + o * tile.sum_pitch;
+    if (tile.inputs == TK) {
+      for (int k = 0; k < TK; ++k) {
+        to[k] += static_cast<double>(sums[o * TK + k]);
+      }
+    } else {
+      for (int k = 0; k < tile.inputs; ++k) {
+        to[k] += static_cast<double>(sums[o * TK + k]);
+      }
     }
   }
 }
 
-template <class T, int V>
-void correlate_block(const CorrelationShape& shape, Index images, const Images<const T>& x, const Images<const T>& g,
-                     double* sum, Arithmetic<T>* scratch) {
-  using A = Arithmetic<T>;
-  const Index channels = shape.channels, width = shape.width, rows = shape.row_end - shape.row_begin;
-  const Index pixel = channels * V, margin = (shape.kernel_width - 1) * pixel;
-  const Index g_pitch = width * pixel, x_pitch = width * pixel + margin;
-  A* packed_g = scratch;
-  A* packed_x = scratch + rows * g_pitch;
-  std::memset(packed_x, 0, sizeof(A) * static_cast<std::size_t>((rows + shape.kernel_height - 1) * x_pitch));
-  for (Index r = 0; r < rows; ++r) {
-    pack_row<T, A, V>(g, images, shape.row_begin + r, channels, width, packed_g + r * g_pitch);
-  }
-  for (Index r = -(shape.kernel_height - 1); r < rows; ++r) {
-    if (shape.row_begin + r >= 0) {
-      pack_row<T, A, V>(x, images, shape.row_begin + r, channels, width,
-                        packed_x + (r + shape.kernel_height - 1) * x_pitch + margin);
-    }
-  }
-  // A lane without an image must add nothing.
-  if (images < V) {
-    for (Index at = 0; at < rows * g_pitch; at += V) {
-      for (Index lane = images; lane < V; ++lane) {
-        packed_g[at + lane] = A(0);
-      }
-    }
-    for (Index at = 0; at < (rows + shape.kernel_height - 1) * x_pitch; at += V) {
-      for (Index lane = images; lane < V; ++lane) {
-        packed_x[at + lane] = A(0);
-      }
-    }
-  }
+// ---- packing ------------------------------------------------------------------------------------------------------
 
-  using Function = void (*)(const Tile<A>&, A*);
+/// Rows of one image and channel.
+template <class T>
+struct Rows {
+  const T* data;
+  Index row, column;  // strides
+  Index rows, columns;
+};
+
+template <class A, int N, int... lane>
+[[gnu::always_inline]] inline Vector<A, N> reversed(const Vector<A, N>& value, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(value, value, (N - 1 - lane)...);
+}
+
+/// Copies rows in chunks of N elements, N <= columns; a row's last chunk overlaps the one before it.
+template <class A, int N, bool backwards>
+void copy_chunks(const Rows<A>& from, A* to, Index pitch) {
+  for (Index r = 0; r < from.rows; ++r) {
+    const A* const row = from.data + r * from.row;
+    for (Index s = 0; s < from.columns; s += N) {
+      const Index at = s + N <= from.columns ? s : from.columns - N;
+      Vector<A, N> chunk;
+      if constexpr (backwards) {
+        chunk = reversed<A, N>(load_anywhere<A, N>(row - at - (N - 1)), std::make_integer_sequence<int, N>{});
+      } else {
+        chunk = load_anywhere<A, N>(row + at);
+      }
+      store_anywhere<A, N>(to + r * pitch + at, chunk);
+    }
+  }
+}
+
+template <class T, class A, int V>
+void copy_rows(const Rows<T>& from, A* to, Index pitch) {
+  if constexpr (V * sizeof(A) >= 16 && sizeof(T) == sizeof(A)) {
+    const bool contiguous = from.column == 1 || from.column == -1;
+    if (contiguous && from.columns < V) {
+      return copy_rows<T, A, V / 2>(from, to, pitch);
+    }
+    if (contiguous) {
+      return from.column == 1 ? copy_chunks<A, V, false>(from, to, pitch) : copy_chunks<A, V, true>(from, to, pitch);
+    }
+  }
+  for (Index r = 0; r < from.rows; ++r) {
+    for (Index s = 0; s < from.columns; ++s) {
+      to[r * pitch + s] = widen(from.data[r * from.row + s * from.column]);
+    }
+  }
+}
+
+/// How a line is packed.
+struct Line {
+  Index row;    // elements from one row of an image to the next image's
+  Index pitch;  // from one channel to the next
+};
+
+/// Packs `columns` columns of rows [row, row + rows), the first of which may lie above the image, where there is nothing
+/// but zeros.
+template <class T, class A, int V>
+void pack_lines(const Images<const T>& images, const CorrelationUnit& unit, Index channels, Index row, Index rows,
+                Index column, Index columns, A* lines, const Line& line) {
+  const Index above = row < 0 ? -row : 0;
+  if (above > 0) {
+    for (Index c = 0; c < channels; ++c) {
+      std::memset(lines + c * line.pitch, 0, sizeof(A) * static_cast<std::size_t>(above * unit.images * line.row));
+    }
+  }
+  for (Index image = 0; image < unit.images; ++image) {
+    for (Index c = 0; c < channels; ++c) {
+      const T* const data = images.data + image * images.batch + c * images.channel + (row + above) * images.row +
+                            column * images.column;
+      copy_rows<T, A, V>({data, images.row, images.column, rows - above, columns},
+                         lines + c * line.pitch + (above * unit.images + image) * line.row, unit.images * line.row);
+    }
+  }
+}
+
+/// Fills the last vector of each run with zeros, before the run is packed.
+template <class A, int V>
+void clear_ends(Index channels, Index runs, Index run, A* lines, const Line& line) {
+  if (run % V != 0) {
+    for (Index c = 0; c < channels; ++c) {
+      for (Index r = 0; r < runs; ++r) {
+        store<A, V>(lines + c * line.pitch + r * line.row + run / V * V, Vector<A, V>{});
+      }
+    }
+  }
+}
+
+/// Makes the line moved by 1 .. kernel_width - 1 columns from the line itself, each `pitch` elements behind the one
+/// before it. `column` holds the column of each element.
+template <class A, int V>
+void shift_line(Index kernel_width, Index begin, Index end, const A* column, A* line, Index pitch) {
+  using Vec = Vector<A, V>;
+  for (Index j = 1; j < kernel_width; ++j) {
+    const Vec first = splat<A, V>(static_cast<A>(j));
+    A* const to = line + j * pitch;
+    for (Index at = begin / V * V; at < end; at += V) {
+      const Vec moved = load_anywhere<A, V>(line + at - j);
+      store<A, V>(to + at, load<A, V>(column + at) >= first ? moved : Vec{});
+    }
+  }
+}
+
+/// Packs the channels of x, in part from what the unit above has left behind.
+template <class T, class A, int V>
+void pack_x(const CorrelationShape& shape, const CorrelationUnit& unit, Index channels, const Images<const T>& x,
+            const A* column, A* lines) {
+  const Index copies = correlation_copies(shape), above = shape.kernel_height - 1;
+  const Line line{correlation_x_row(shape, unit.columns, V), copies * shape.x_line};
+  const Index row = unit.images * line.row;
+  const Index kept = unit.rows_before > 0 ? above : 0;
+  if (kept > 0) {
+    for (Index l = 0; l < channels * copies; ++l) {
+      A* const to = lines + l * shape.x_line;
+      std::memmove(to, to + unit.rows_before * row, sizeof(A) * static_cast<std::size_t>(kept * row));
+    }
+  }
+  A* const fresh = lines + kept * row;
+  const Index first = unit.row - above + kept, rows = unit.rows + above - kept;
+  if (!shape.by_rows) {
+    pack_lines<T, A, V>(x, unit, channels, first, rows, 0, unit.columns, fresh, line);
+    for (Index c = 0; c < channels; ++c) {
+      shift_line<A, V>(shape.kernel_width, kept * row, (kept + rows) * row, column, lines + c * line.pitch,
+                       shape.x_line);
+    }
+    return;
+  }
+  const Index margin = line.row - whole_vectors(unit.columns, V), reach = shape.kernel_width - 1;
+  const Index left = reach < unit.column ? reach : unit.column;
+  if (left < reach) {
+    for (Index c = 0; c < channels; ++c) {
+      for (Index r = 0; r < rows * unit.images; ++r) {
+        for (Index at = 0; at < margin; at += V) {
+          store<A, V>(fresh + c * line.pitch + r * line.row + at, Vector<A, V>{});
+        }
+      }
+    }
+  }
+  pack_lines<T, A, V>(x, unit, channels, first, rows, unit.column - left, left + unit.columns, fresh + margin - left,
+                      line);
+}
+
+// ---- a unit -------------------------------------------------------------------------------------------------------
+
+template <class T, int V>
+void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
+                    const Images<const T>& g, const Arithmetic<T>* column, double* sum, Arithmetic<T>* scratch) {
+  using A = Arithmetic<T>;
+  const Index kernel_height = shape.kernel_height, kernel_width = shape.kernel_width;
+  const Index taps = kernel_width * kernel_height, images_rows = unit.images * unit.rows;
+  A* const packed_g = scratch;
+  A* const packed_x = packed_g + shape.outputs * shape.g_line;
+
+  using Function = void (*)(const Tile<A>&);
   static constexpr int half = tile_inputs == 6 ? 3 : 1;
   static constexpr Function wide[] = {correlate_tile<A, V, 1, tile_inputs>, correlate_tile<A, V, 2, tile_inputs>,
                                       correlate_tile<A, V, 3, tile_inputs>, correlate_tile<A, V, 4, tile_inputs>};
   static constexpr Function slim[] = {correlate_tile<A, V, 1, half>, correlate_tile<A, V, 2, half>,
                                       correlate_tile<A, V, 3, half>, correlate_tile<A, V, 4, half>};
 
-  const Index inputs = shape.kernel_width * channels;
-  const Index segment = width < correlation_pixels ? width : correlation_pixels;
-  for (Index i = 0; i < shape.kernel_height; ++i) {
-    for (Index first_o = 0; first_o < channels; first_o += tile_outputs) {
-      const Index live_o = first_o + tile_outputs <= channels ? tile_outputs : channels - first_o;
-      for (Index first_k = 0; first_k < inputs;) {
-        const Index left = inputs - first_k;
-        const Index size = left > half ? tile_inputs : half;
-        const Index live_k = left < size ? left : size;
-        Tile<A> tile{};
-        for (Index o = 0; o < tile_outputs; ++o) {
-          tile.output[o] = (first_o + (o < live_o ? o : live_o - 1)) * V;
-        }
-        for (Index k = 0; k < tile_inputs; ++k) {
-          tile.input[k] = (first_k + (k < live_k ? k : live_k - 1)) * V;
-        }
-        tile.rows = rows;
-        tile.g_pitch = g_pitch;
-        tile.x_pitch = x_pitch;
-        tile.pixel = pixel;
-        const Function function = (size == tile_inputs ? wide : slim)[live_o - 1];
-        for (Index s = 0; s < width; s += segment) {
-          tile.columns = s + segment <= width ? segment : width - s;
-          tile.g = packed_g + s * pixel;
-          tile.x = packed_x + (shape.kernel_height - 1 - i) * x_pitch + s * pixel;
-          A sums[tile_outputs * tile_inputs];
-          function(tile, sums);
-          for (Index o = 0; o < live_o; ++o) {
-            double* to = sum + (i * channels + first_o + o) * inputs + first_k;
-            for (Index k = 0; k < live_k; ++k) {
-              to[k] += static_cast<double>(sums[o * size + k]);
-            }
+  Tile<A> tile{};
+  tile.runs = shape.by_rows ? images_rows : 1;
+  tile.run = shape.by_rows ? unit.columns : images_rows * unit.columns;
+  tile.g_run = correlation_g_row(shape, unit.columns, V);
+  tile.x_run = correlation_x_row(shape, unit.columns, V);
+  tile.g_line = shape.g_line;
+  tile.sum_pitch = shape.inputs * taps;
+  const Index row = unit.images * tile.x_run;
+  // From a line of x to the one for the next column to the left, and from that to the next input's.
+  const Index next_column = shape.by_rows ? -1 : shape.x_line;
+  const Index next_input = shape.by_rows ? shape.x_line + kernel_width - 1 : shape.x_line;
+
+  const Line g_line{tile.g_run, shape.g_line};
+  clear_ends<A, V>(shape.outputs, tile.runs, tile.run, packed_g, g_line);
+  pack_lines<T, A, V>(g, unit, shape.outputs, unit.row, unit.rows, unit.column, unit.columns, packed_g, g_line);
+  for (Index first = 0; first < shape.inputs; first += shape.inputs_at_once) {
+    const Index left = shape.inputs - first, channels = left < shape.inputs_at_once ? left : shape.inputs_at_once;
+    Images<const T> part = x;
+    part.data += first * x.channel;
+    pack_x<T, A, V>(shape, unit, channels, part, column, packed_x);
+    const Index inputs = channels * taps;
+    for (Index o = 0; o < shape.outputs; o += tile_outputs) {
+      const Index outputs = o + tile_outputs <= shape.outputs ? tile_outputs : shape.outputs - o;
+      tile.g = packed_g + o * shape.g_line;
+      // The present tap's line, counted from the top: row i of the kernel reads kernel_height - 1 - i rows further down.
+      const A* line = packed_x + (shape.by_rows ? tile.x_run - whole_vectors(unit.columns, V) : 0);
+      Index i = 0, j = 0;
+      for (Index k = 0; k < inputs;) {
+        const bool is_wide = inputs - k > half;
+        const Index size = is_wide ? tile_inputs : half;
+        tile.inputs = k + size <= inputs ? size : inputs - k;
+        for (Index at = 0; at < size; ++at) {
+          if (at >= tile.inputs) {
+            tile.input[at] = tile.input[0];
+            continue;
+          }
+          tile.input[at] = line + (kernel_height - 1 - i) * row;
+          if (++i == kernel_height) {
+            i = 0;
+            line += ++j == kernel_width ? next_input : next_column;
+            j = j == kernel_width ? 0 : j;
           }
         }
-        first_k += size;
+        tile.sum = sum + o * tile.sum_pitch + first * taps + k;
+        (is_wide ? wide : slim)[outputs - 1](tile);
+        k += size;
       }
     }
   }

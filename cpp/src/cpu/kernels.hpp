@@ -27,14 +27,25 @@ struct FilterShape {
   bool solve, unit_diagonal;
 };
 
-/// One unit of a correlation: rows [row_begin, row_end) of a block of images.
+/// What the units of a correlation have in common; the numbers are of one group.
 struct CorrelationShape {
-  std::int64_t channels, height, width, kernel_height, kernel_width;
-  std::int64_t row_begin, row_end;
+  std::int64_t inputs, outputs, kernel_height, kernel_width;
+  /// Whether each row is packed by itself, with room for its left neighbours, for rows that fill their vectors; or all
+  /// of them as one run.
+  bool by_rows;
+  std::int64_t inputs_at_once;  // are packed at a time
+  std::int64_t g_line, x_line;  // elements of a packed channel, and between two of them
 };
 
-/// The pixels that a correlation sums in the arithmetic of T before the sum is added up in double.
-inline constexpr std::int64_t correlation_pixels = 1024;
+/// One unit of a correlation: a rectangle of pixels of a few images.
+struct CorrelationUnit {
+  std::int64_t images, row, rows, column, columns;
+  std::int64_t rows_before;  // of the unit right above this one, if that is what the scratch memory holds; else 0
+};
+
+/// The most products that a correlation adds up one after the other in the arithmetic of T; such sums, of which the
+/// lanes of a vector are folded onto each other, are added up in double.
+inline constexpr std::int64_t correlation_chain = 256;
 
 template <class T>
 struct Kernels {
@@ -52,10 +63,12 @@ struct Kernels {
   void (*filter)(const FilterShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& in,
                  const Images<T>& out, const A* packed, A* scratch);
 
-  /// Adds the unit's products to sum[i][o][k], k = (kw-1-j) C + c, for output channel o and the tap (i, j) of channel
-  /// c.
-  void (*correlate)(const CorrelationShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& x,
-                    const Images<const T>& g, double* sum, A* scratch);
+  /// Adds the unit's products to sum[o][c][j][i], for output o and the tap (i, j) of input c. A lane adds up at most
+  /// correlation_chain products, so a unit has at most that many vectors of pixels. Unless rows are packed by
+  /// themselves, `column` is the column, counted from the unit's first one, of each element of a line of x. It and
+  /// `scratch`, which holds correlation_scratch_size(shape) elements, are aligned to 64 bytes.
+  void (*correlate)(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
+                    const Images<const T>& g, const A* column, double* sum, A* scratch);
 };
 
 inline std::int64_t filter_scratch_size(const FilterShape& s, std::int64_t lanes) {
@@ -63,9 +76,27 @@ inline std::int64_t filter_scratch_size(const FilterShape& s, std::int64_t lanes
   return (s.solve ? ring : ring + s.width) * s.channels * lanes;
 }
 
-inline std::int64_t correlation_scratch_size(const CorrelationShape& s, std::int64_t lanes) {
-  const std::int64_t rows = s.row_end - s.row_begin;
-  return (rows * s.width + (rows + s.kernel_height - 1) * (s.width + s.kernel_width - 1)) * s.channels * lanes;
+[[gnu::always_inline]] inline std::int64_t whole_vectors(std::int64_t elements, std::int64_t lanes) {
+  return (elements + lanes - 1) / lanes * lanes;
+}
+
+/// Elements from one packed row of an image to the next image's.
+[[gnu::always_inline]] inline std::int64_t correlation_g_row(const CorrelationShape& s, std::int64_t columns,
+                                                             std::int64_t lanes) {
+  return s.by_rows ? whole_vectors(columns, lanes) : columns;
+}
+[[gnu::always_inline]] inline std::int64_t correlation_x_row(const CorrelationShape& s, std::int64_t columns,
+                                                             std::int64_t lanes) {
+  return s.by_rows ? whole_vectors(s.kernel_width - 1, lanes) + whole_vectors(columns, lanes) : columns;
+}
+
+/// Lines of x for each input: where rows are not packed by themselves, one for each column that a tap reaches.
+[[gnu::always_inline]] inline std::int64_t correlation_copies(const CorrelationShape& s) {
+  return s.by_rows ? 1 : s.kernel_width;
+}
+
+inline std::int64_t correlation_scratch_size(const CorrelationShape& s) {
+  return s.g_line * s.outputs + s.x_line * s.inputs_at_once * correlation_copies(s);
 }
 
 // Defined by kernels_<level>.cpp for each storage type.

@@ -49,10 +49,7 @@ Kernels<T> INVCONV_KERNELS() {
       }
     });
   };
-  table.correlate = [](const CorrelationShape& shape, Index lanes, Index images, const Images<const T>& x,
-                       const Images<const T>& g, double* sum, A* scratch) {
-    with_lanes<A>(lanes, [&](auto v) { correlate_block<T, decltype(v)::value>(shape, images, x, g, sum, scratch); });
-  };
+  table.correlate = correlate_unit<T, widest<A>>;
   return table;
 }
 
