@@ -34,6 +34,16 @@ template <class A, int V>
   __builtin_memcpy(to, &value, sizeof(value));
 }
 
+/// Keeps GCC from loading the value anew for each of its uses.
+template <class Vec>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Vec& value) {
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+}
+
 // ---- sums of lanes ------------------------------------------------------------------------------------------------
 
 /// Of a's and b's blocks of U lanes every second one, from the first (odd = 0) or the second (odd = 1) on.
@@ -75,6 +85,7 @@ struct Tile {
   Index g_run, x_run, g_line;  // elements from one to the next
   const A* g;                  // the first output's line
   const A* input[tile_inputs]; // x's lines
+  const A* ahead;               // what is fetched meanwhile, a line's worth
   double* sum;                  // the first output's and input's
   Index sum_pitch, inputs;      // `inputs` of them are wanted
 };
@@ -93,12 +104,17 @@ void correlate_tile(const Tile<A>& tile) {
     for (int k = 0; k < TK; ++k) {
       input[k] = tile.input[k] + r * tile.x_run;
     }
+    const A* const ahead = tile.ahead + r * tile.run;
     for (Index end = whole, left = rest;; end = V) {
       for (Index at = 0; at < end; at += V) {
+        if constexpr (TO < tile_outputs) {  // few channels: memory sets the pace
+          __builtin_prefetch(ahead + at, 0, 2);
+        }
         Vec inputs[TK];
         INVCONV_UNROLL
         for (int k = 0; k < TK; ++k) {
           inputs[k] = load_anywhere<A, V>(input[k] + at);
+          keep_in_register(inputs[k]);
         }
         INVCONV_UNROLL
         for (int o = 0; o < TO; ++o) {
@@ -285,6 +301,22 @@ void pack_x(const CorrelationShape& shape, const CorrelationUnit& unit, Index ch
                       line);
 }
 
+/// The rows of the unit below in memory, where they are one piece and as large as they are packed; else `otherwise`.
+template <class T, class A>
+const A* rows_below(const Images<const T>& images, const CorrelationUnit& unit, Index channel, const A* otherwise) {
+  const Index row = images.row < 0 ? -images.row : images.row;
+  const bool one_piece = unit.images == 1 && (images.column == 1 || images.column == -1) &&
+                         (unit.rows_after == 1 || (unit.rows_after > 1 && row == unit.columns));
+  if constexpr (std::is_same_v<T, A>) {
+    if (one_piece) {
+      const Index first = unit.row + unit.rows, last = first + unit.rows_after - 1;
+      return images.data + channel * images.channel + (images.row < 0 ? last : first) * images.row +
+             (images.column < 0 ? unit.column + unit.columns - 1 : unit.column) * images.column;
+    }
+  }
+  return otherwise;
+}
+
 // ---- a unit -------------------------------------------------------------------------------------------------------
 
 template <class T, int V>
@@ -318,6 +350,7 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
   const Line g_line{tile.g_run, shape.g_line};
   clear_ends<A, V>(shape.outputs, tile.runs, tile.run, packed_g, g_line);
   pack_lines<T, A, V>(g, unit, shape.outputs, unit.row, unit.rows, unit.column, unit.columns, packed_g, g_line);
+  Index tiles = 0;
   for (Index first = 0; first < shape.inputs; first += shape.inputs_at_once) {
     const Index left = shape.inputs - first, channels = left < shape.inputs_at_once ? left : shape.inputs_at_once;
     Images<const T> part = x;
@@ -346,6 +379,10 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
             j = j == kernel_width ? 0 : j;
           }
         }
+        tile.ahead = tiles < shape.outputs     ? rows_below(g, unit, tiles, packed_g)
+                     : tiles < shape.outputs + shape.inputs ? rows_below(x, unit, tiles - shape.outputs, packed_g)
+                                                            : packed_g;
+        ++tiles;
         tile.sum = sum + o * tile.sum_pitch + first * taps + k;
         (is_wide ? wide : slim)[outputs - 1](tile);
         k += size;

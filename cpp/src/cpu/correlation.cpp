@@ -61,7 +61,7 @@ struct CorrelationPlan {
     const Index row = index % bands * rows, column = index / bands % segments * columns;
     return {std::min(images, s.batch - first_image(index)), row,
             std::min(rows, s.height - row),                 column,
-            std::min(columns, s.width - column),            0};
+            std::min(columns, s.width - column),            0, 0};
   }
 
   Index first_image(Index index) const { return index / bands / segments * images; }
@@ -125,6 +125,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
         CorrelationUnit unit = plan.unit(s, index);
         const bool follows = index > begin && unit.row > 0 && plan.shape.inputs_at_once == s.channels;
         unit.rows_before = follows ? plan.rows : 0;
+        unit.rows_after = index + 1 < end ? std::min(plan.rows, s.height - unit.row - unit.rows) : 0;
         const Index first = plan.first_image(index);
         auto [x, g, dw] = problem.groups[static_cast<std::size_t>(group)];
         x.data += first * x.batch;

@@ -41,6 +41,7 @@ struct CorrelationShape {
 struct CorrelationUnit {
   std::int64_t images, row, rows, column, columns;
   std::int64_t rows_before;  // of the unit right above this one, if that is what the scratch memory holds; else 0
+  std::int64_t rows_after;   // of the unit right below this one, which is next; else 0
 };
 
 /// The most products that a correlation adds up one after the other in the arithmetic of T; such sums, of which the
