@@ -1,6 +1,5 @@
 // weight_grad: splits the sum into parts that depend on the shape alone, and adds them up in one order.
 
-#include <cstring>
 
 #include "cpu/blocks.hpp"
 #include "threads.hpp"
@@ -9,10 +8,14 @@ namespace invconv::detail::cpu {
 
 namespace {
 
+Index ceil_div(Index total, Index share) { return (total + share - 1) / share; }
+
+/// Sums of one output.
+Index row_sums(const Sizes& s) { return s.channels * s.kernel_width * s.kernel_height; }
+
 /// Splits `total` into the fewest equal shares of at most `most`, and returns what a share then holds.
 Index fair_share(Index total, Index most) {
-  const Index shares = (total + most - 1) / most;
-  return (total + shares - 1) / shares;
+  return ceil_div(total, ceil_div(total, most));
 }
 
 /// What a correlation is split into: units of a few images, a band of their rows and a segment of these; the units are
@@ -34,27 +37,36 @@ struct CorrelationPlan {
     // Lines of 4 KB: long enough to make the folding of a tile's sums cheap, and a tile's lines stay in the first level
     // of cache. Few channels make do with longer ones, up to 16 KB, as long as the second level holds them all.
     const Index longest = std::clamp<Index>(256 * 1024 / (s.channels * (correlation_copies(shape) + 1)), 4096, 16384) / bytes;
-    const Index pixels = std::min(longest, correlation_chain * lanes);
+    // Two units at least, if they are not too short.
+    const Index half = std::max(s.batch * s.height * s.width / 2, 32 * lanes);
+    const Index pixels = std::min({longest, half, correlation_chain * lanes});
     columns = std::min(s.width, whole_vectors(fair_share(s.width, pixels), lanes));
-    rows = fair_share(s.height, std::max<Index>(1, pixels / whole_vectors(columns, shape.by_rows ? lanes : 1)));
-    images = fair_share(s.batch, std::max<Index>(1, pixels / (rows * columns)));
-    blocks = (s.batch + images - 1) / images;
-    bands = (s.height + rows - 1) / rows;
-    segments = (s.width + columns - 1) / columns;
-    parts = std::min<Index>(units(), 16);
-    slices = 1;
+    const Index row = correlation_g_row(shape, columns, lanes);
+    rows = fair_share(s.height, std::max<Index>(1, pixels / row));
+    images = fair_share(s.batch, std::max<Index>(1, pixels / (rows * row)));
+    blocks = ceil_div(s.batch, images);
+    bands = ceil_div(s.height, rows);
+    segments = ceil_div(s.width, columns);
+    // The sums of all parts take a few megabytes at most, unless one part alone takes more.
+    sum_bytes = aligned_bytes<double>(s.channels * row_sums(s));
+    parts = std::clamp<Index>((4 << 20) / static_cast<Index>(sum_bytes), 1, std::min<Index>(units(), 16));
+    // Each slice packs x anew: it has 24 outputs at least, in tiles of 4.
+    const Index wanted = ceil_div(16, parts * s.groups);
+    const Index most = std::max<Index>(1, s.channels / 24);
+    shape.outputs = std::min(s.channels, ceil_div(ceil_div(s.channels, std::min(wanted, most)), 4) * 4);
+    slices = ceil_div(s.channels, shape.outputs);
     // A vector more than is used, and an odd number of them, against 4K aliasing.
     const auto line = [&](Index elements) { return ((whole_vectors(elements, lanes) / lanes + 1) | 1) * lanes; };
-    shape.g_line = line(rows * images * correlation_g_row(shape, columns, lanes));
+    shape.g_line = line(rows * images * row);
     shape.x_line = line((rows + s.kernel_height - 1) * images * correlation_x_row(shape, columns, lanes));
     const Index input_bytes = shape.x_line * correlation_copies(shape) * bytes;
     shape.inputs_at_once = fair_share(s.channels, std::max<Index>(1, 256 * 1024 / input_bytes));
     column_bytes = shape.by_rows ? 0 : aligned_bytes<A>(shape.x_line);
-    sum_bytes = aligned_bytes<double>(s.kernel_height * s.kernel_width * s.channels * s.channels);
     scratch_bytes = aligned_bytes<A>(correlation_scratch_size(shape));
   }
 
   Index units() const { return blocks * bands * segments; }
+  Index tasks(const Sizes& s) const { return parts * slices * s.groups; }
 
   /// Unit `index`, counted by bands first.
   CorrelationUnit unit(const Sizes& s, Index index) const {
@@ -82,6 +94,37 @@ void number_columns(Index columns, Index elements, A* line) {
   }
 }
 
+void add(Index n, const double* from, double* to) {
+  for (Index k = 0; k < n; ++k) {
+    to[k] += from[k];
+  }
+}
+
+/// Stores the derivatives of output `o`, whose sums are [c][j][i]; `s` are the clipped sizes.
+template <class T>
+void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, const double* sums) {
+  const Taps<T>& dw = problem.groups[static_cast<std::size_t>(group)].dw;
+  for (Index c = 0; c < s.channels; ++c) {
+    const bool reads_anchor = c < o || (c == o && !problem.unit_diagonal);
+    for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
+      for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
+        const bool has_sum = sums != nullptr && i < s.kernel_height && j < s.kernel_width;
+        const double sum = has_sum && (reads_anchor || i > 0 || j > 0)
+                               ? sums[(c * s.kernel_width + j) * s.kernel_height + i]
+                               : 0;
+        T& to = dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column];
+        if constexpr (std::is_same_v<T, float16>) {
+          to = to_float16(static_cast<float>(sum));
+        } else if constexpr (std::is_same_v<T, bfloat16>) {
+          to = to_bfloat16(static_cast<float>(sum));
+        } else {
+          to = static_cast<T>(sum);
+        }
+      }
+    }
+  }
+}
+
 int correlation_threads(const Sizes& s, const Cpu& execution, Index tasks) {
   return static_cast<int>(std::min<Index>(useful_threads(s, execution), tasks));
 }
@@ -91,7 +134,7 @@ int correlation_threads(const Sizes& s, const Cpu& execution, Index tasks) {
 template <class T>
 std::size_t correlation_workspace(const Sizes& s, const Cpu& execution) {
   const CorrelationPlan<T> plan(kernels<T>(), s);
-  return plan.bytes(s, correlation_threads(s, execution, plan.parts * s.groups));
+  return plan.bytes(s, correlation_threads(s, execution, plan.tasks(s)));
 }
 
 template <class T>
@@ -115,53 +158,37 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
     if (!plan.shape.by_rows) {
       number_columns(plan.columns, plan.shape.x_line, columns);
     }
-    const int threads = correlation_threads(s, execution, parts * s.groups);
-    parallel_for(threads, parts * s.groups, [&](Index task, int worker) {
-      const Index group = task % s.groups, part = task / s.groups;
+    const int threads = correlation_threads(s, execution, plan.tasks(s));
+    parallel_for(threads, plan.tasks(s), [&](Index task, int worker) {
+      const Index group = task % s.groups, slice = task / s.groups % plan.slices, part = task / s.groups / plan.slices;
       const Index begin = plan.units() * part / parts, end = plan.units() * (part + 1) / parts;
-      double* const sum = sum_of(group, part);
-      std::memset(sum, 0, sum_bytes);
+      CorrelationShape shape = plan.shape;
+      const Index output = slice * shape.outputs;
+      shape.outputs = std::min(shape.outputs, s.channels - output);
+      double* const sum = sum_of(group, part) + output * row_sums(s);
+      std::fill_n(sum, shape.outputs * row_sums(s), 0.0);
       for (Index index = begin; index < end; ++index) {
         CorrelationUnit unit = plan.unit(s, index);
-        const bool follows = index > begin && unit.row > 0 && plan.shape.inputs_at_once == s.channels;
+        const bool follows = index > begin && unit.row > 0 && shape.inputs_at_once == s.channels;
         unit.rows_before = follows ? plan.rows : 0;
         unit.rows_after = index + 1 < end ? std::min(plan.rows, s.height - unit.row - unit.rows) : 0;
-        const Index first = plan.first_image(index);
+        const Index image = plan.first_image(index);
         auto [x, g, dw] = problem.groups[static_cast<std::size_t>(group)];
-        x.data += first * x.batch;
-        g.data += first * g.batch;
-        table.correlate(plan.shape, unit, x, g, columns, sum,
+        x.data += image * x.batch;
+        g.data += image * g.batch + output * g.channel;
+        table.correlate(shape, unit, x, g, columns, sum,
                         reinterpret_cast<A*>(scratch + plan.scratch_bytes * static_cast<std::size_t>(worker)));
       }
     });
   }
 
   for (Index group = 0; group < s.groups; ++group) {
-    const Taps<T>& dw = problem.groups[static_cast<std::size_t>(group)].dw;
     for (Index o = 0; o < s.channels; ++o) {
-      for (Index c = 0; c < s.channels; ++c) {
-        for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
-          for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
-            const bool anchor = i == 0 && j == 0;
-            const bool is_read = !anchor || c < o || (c == o && !problem.unit_diagonal);
-            double total = 0;
-            if (is_read && i < s.kernel_height && j < s.kernel_width) {
-              const Index at = ((o * s.channels + c) * s.kernel_width + j) * s.kernel_height + i;
-              for (Index part = 0; part < parts; ++part) {
-                total += sum_of(group, part)[at];
-              }
-            }
-            T& to = dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column];
-            if constexpr (std::is_same_v<T, float16>) {
-              to = to_float16(static_cast<float>(total));
-            } else if constexpr (std::is_same_v<T, bfloat16>) {
-              to = to_bfloat16(static_cast<float>(total));
-            } else {
-              to = static_cast<T>(total);
-            }
-          }
-        }
+      const Index row = o * row_sums(s);
+      for (Index part = 1; part < parts; ++part) {
+        add(row_sums(s), sum_of(group, part) + row, sum_of(group, 0) + row);
       }
+      store(problem, s, group, o, parts > 0 ? sum_of(group, 0) + row : nullptr);
     }
   }
 }
