@@ -82,7 +82,7 @@ template <class A, int... lane>
 template <class A>
 struct Tile {
   Index runs, run;             // a line is so many runs of so many elements
-  Index g_run, x_run, g_line;  // elements from one to the next
+  Index x_run, g_line;         // elements from one to the next; a run of g takes whole vectors
   const A* g;                  // the first output's line
   const A* input[tile_inputs]; // x's lines
   const A* ahead;               // what is fetched meanwhile, a line's worth
@@ -94,52 +94,51 @@ template <class A, int V, int TO, int TK>
 void correlate_tile(const Tile<A>& tile) {
   using Vec = Vector<A, V>;
   Vec sum[TO * TK] = {};
-  const Index rest = tile.run % V, whole = tile.run - rest;
-  alignas(64) A last[TK * V];
-  for (Index r = 0; r < tile.runs; ++r) {
-    const A *output[TO], *input[TK];
+  const A *output[TO], *input[TK];
+  for (int o = 0; o < TO; ++o) {
+    output[o] = tile.g + o * tile.g_line;
+  }
+  for (int k = 0; k < TK; ++k) {
+    input[k] = tile.input[k];
+  }
+  const auto add_products = [&](Index g_at, const Vec(&inputs)[TK]) __attribute__((always_inline)) {
+    INVCONV_UNROLL
     for (int o = 0; o < TO; ++o) {
-      output[o] = tile.g + o * tile.g_line + r * tile.g_run;
-    }
-    for (int k = 0; k < TK; ++k) {
-      input[k] = tile.input[k] + r * tile.x_run;
-    }
-    const A* const ahead = tile.ahead + r * tile.run;
-    for (Index end = whole, left = rest;; end = V) {
-      for (Index at = 0; at < end; at += V) {
-        if constexpr (TO < tile_outputs) {  // few channels: memory sets the pace
-          __builtin_prefetch(ahead + at, 0, 2);
-        }
-        Vec inputs[TK];
-        INVCONV_UNROLL
-        for (int k = 0; k < TK; ++k) {
-          inputs[k] = load_anywhere<A, V>(input[k] + at);
-          keep_in_register(inputs[k]);
-        }
-        INVCONV_UNROLL
-        for (int o = 0; o < TO; ++o) {
-          const Vec g = load<A, V>(output[o] + at);
-          INVCONV_UNROLL
-          for (int k = 0; k < TK; ++k) {
-            sum[o * TK + k] = multiply_add<A, V>(g, inputs[k], sum[o * TK + k]);
-          }
-        }
-      }
-      if (left == 0) {
-        break;
-      }
-      // In its last vector g has zeros behind the run's end, but x may have pixels that must not even meet a zero.
-      const Vec ends = splat<A, V>(static_cast<A>(left));
+      const Vec g = load<A, V>(output[o] + g_at);
+      INVCONV_UNROLL
       for (int k = 0; k < TK; ++k) {
-        const Vec value = load_anywhere<A, V>(input[k] + end);
-        store<A, V>(last + k * V, numbers<A>(std::make_integer_sequence<int, V>{}) < ends ? value : Vec{});
-        input[k] = last + k * V;
+        sum[o * TK + k] = multiply_add<A, V>(g, inputs[k], sum[o * TK + k]);
       }
-      for (int o = 0; o < TO; ++o) {
-        output[o] += end;
-      }
-      left = 0;
     }
+  };
+  const Index rest = tile.run % V, whole = tile.run - rest;
+  const Vec ends = splat<A, V>(static_cast<A>(rest));
+  Index g_at = 0, x_at = 0;
+  for (Index r = 0; r < tile.runs; ++r) {
+    for (const Index end = g_at + whole; g_at < end; g_at += V, x_at += V) {
+      if constexpr (TO < tile_outputs) {  // few channels: memory sets the pace
+        __builtin_prefetch(tile.ahead + g_at, 0, 2);
+      }
+      Vec inputs[TK];
+      INVCONV_UNROLL
+      for (int k = 0; k < TK; ++k) {
+        inputs[k] = load_anywhere<A, V>(input[k] + x_at);
+        keep_in_register(inputs[k]);
+      }
+      add_products(g_at, inputs);
+    }
+    if (rest > 0) {
+      // In its last vector g has zeros behind the run's end, but x may have pixels that must not even meet a zero.
+      Vec inputs[TK];
+      INVCONV_UNROLL
+      for (int k = 0; k < TK; ++k) {
+        const Vec value = load_anywhere<A, V>(input[k] + x_at);
+        inputs[k] = numbers<A>(std::make_integer_sequence<int, V>{}) < ends ? value : Vec{};
+      }
+      add_products(g_at, inputs);
+      g_at += V;
+    }
+    x_at += tile.x_run - whole;
   }
   A sums[(TO * TK + V - 1) / V * V];
   sum_lanes<A, V, TO * TK>(sum, sums);
@@ -338,7 +337,6 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
   Tile<A> tile{};
   tile.runs = shape.by_rows ? images_rows : 1;
   tile.run = shape.by_rows ? unit.columns : images_rows * unit.columns;
-  tile.g_run = correlation_g_row(shape, unit.columns, V);
   tile.x_run = correlation_x_row(shape, unit.columns, V);
   tile.g_line = shape.g_line;
   tile.sum_pitch = shape.inputs * taps;
@@ -347,7 +345,7 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
   const Index next_column = shape.by_rows ? -1 : shape.x_line;
   const Index next_input = shape.by_rows ? shape.x_line + kernel_width - 1 : shape.x_line;
 
-  const Line g_line{tile.g_run, shape.g_line};
+  const Line g_line{correlation_g_row(shape, unit.columns, V), shape.g_line};
   clear_ends<A, V>(shape.outputs, tile.runs, tile.run, packed_g, g_line);
   pack_lines<T, A, V>(g, unit, shape.outputs, unit.row, unit.rows, unit.column, unit.columns, packed_g, g_line);
   Index tiles = 0;

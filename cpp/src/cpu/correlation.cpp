@@ -33,7 +33,8 @@ struct CorrelationPlan {
   CorrelationPlan(const Kernels<T>& table, const Sizes& s)
       : shape{s.channels, s.channels, s.kernel_height, s.kernel_width, false, s.channels, 0, 0} {
     const Index lanes = table.lanes[0], bytes = static_cast<Index>(sizeof(A));
-    shape.by_rows = s.width >= 4 * lanes || s.width % lanes == 0;
+    // Runs of one or two vectors pay where a tile does enough with each, in the 24 accumulators of AVX-512.
+    shape.by_rows = s.width >= 4 * lanes || (s.width % lanes == 0 && lanes * bytes == 64);
     // Lines of 4 KB: long enough to make the folding of a tile's sums cheap, and a tile's lines stay in the first level
     // of cache. Few channels make do with longer ones, up to 16 KB, as long as the second level holds them all.
     const Index longest = std::clamp<Index>(256 * 1024 / (s.channels * (correlation_copies(shape) + 1)), 4096, 16384) / bytes;
