@@ -82,7 +82,8 @@ template <class A, int... lane>
 template <class A>
 struct Tile {
   Index runs, run;             // a line is so many runs of so many elements
-  Index x_run, g_line;         // elements from one to the next; a run of g takes whole vectors
+  Index x_step;                // from one vector of x to the next; g's follow each other
+  Index x_run, g_line;         // elements from one run or line to the next
   const A* g;                  // the first output's line
   const A* input[tile_inputs]; // x's lines
   const A* ahead;               // what is fetched meanwhile, a line's worth
@@ -94,17 +95,10 @@ template <class A, int V, int TO, int TK>
 void correlate_tile(const Tile<A>& tile) {
   using Vec = Vector<A, V>;
   Vec sum[TO * TK] = {};
-  const A *output[TO], *input[TK];
-  for (int o = 0; o < TO; ++o) {
-    output[o] = tile.g + o * tile.g_line;
-  }
-  for (int k = 0; k < TK; ++k) {
-    input[k] = tile.input[k];
-  }
   const auto add_products = [&](Index g_at, const Vec(&inputs)[TK]) __attribute__((always_inline)) {
     INVCONV_UNROLL
     for (int o = 0; o < TO; ++o) {
-      const Vec g = load<A, V>(output[o] + g_at);
+      const Vec g = load<A, V>(tile.g + o * tile.g_line + g_at);
       INVCONV_UNROLL
       for (int k = 0; k < TK; ++k) {
         sum[o * TK + k] = multiply_add<A, V>(g, inputs[k], sum[o * TK + k]);
@@ -115,14 +109,15 @@ void correlate_tile(const Tile<A>& tile) {
   const Vec ends = splat<A, V>(static_cast<A>(rest));
   Index g_at = 0, x_at = 0;
   for (Index r = 0; r < tile.runs; ++r) {
-    for (const Index end = g_at + whole; g_at < end; g_at += V, x_at += V) {
+    const Index x_next = x_at + tile.x_run;
+    for (const Index end = g_at + whole; g_at < end; g_at += V, x_at += tile.x_step) {
       if constexpr (TO < tile_outputs) {  // few channels: memory sets the pace
         __builtin_prefetch(tile.ahead + g_at, 0, 2);
       }
       Vec inputs[TK];
       INVCONV_UNROLL
       for (int k = 0; k < TK; ++k) {
-        inputs[k] = load_anywhere<A, V>(input[k] + x_at);
+        inputs[k] = load_anywhere<A, V>(tile.input[k] + x_at);
         keep_in_register(inputs[k]);
       }
       add_products(g_at, inputs);
@@ -132,13 +127,13 @@ void correlate_tile(const Tile<A>& tile) {
       Vec inputs[TK];
       INVCONV_UNROLL
       for (int k = 0; k < TK; ++k) {
-        const Vec value = load_anywhere<A, V>(input[k] + x_at);
+        const Vec value = load_anywhere<A, V>(tile.input[k] + x_at);
         inputs[k] = numbers<A>(std::make_integer_sequence<int, V>{}) < ends ? value : Vec{};
       }
       add_products(g_at, inputs);
       g_at += V;
     }
-    x_at += tile.x_run - whole;
+    x_at = x_next;
   }
   A sums[(TO * TK + V - 1) / V * V];
   sum_lanes<A, V, TO * TK>(sum, sums);
@@ -149,8 +144,11 @@ void correlate_tile(const Tile<A>& tile) {
         to[k] += static_cast<double>(sums[o * TK + k]);
       }
     } else {
-      for (int k = 0; k < tile.inputs; ++k) {
-        to[k] += static_cast<double>(sums[o * TK + k]);
+      INVCONV_UNROLL
+      for (int k = 0; k + 1 < TK; ++k) {
+        if (k < tile.inputs) {
+          to[k] += static_cast<double>(sums[o * TK + k]);
+        }
       }
     }
   }
@@ -341,6 +339,12 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
   tile.g_line = shape.g_line;
   tile.sum_pitch = shape.inputs * taps;
   const Index row = unit.images * tile.x_run;
+  tile.x_step = V;
+  if (tile.run == V) {  // all of them as one run
+    tile.run *= tile.runs;
+    tile.runs = 1;
+    tile.x_step = tile.x_run;
+  }
   // From a line of x to the one for the next column to the left, and from that to the next input's.
   const Index next_column = shape.by_rows ? -1 : shape.x_line;
   const Index next_input = shape.by_rows ? shape.x_line + kernel_width - 1 : shape.x_line;
