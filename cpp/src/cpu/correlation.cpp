@@ -52,7 +52,7 @@ struct CorrelationPlan {
     sum_bytes = aligned_bytes<double>(s.channels * row_sums(s));
     parts = std::clamp<Index>((4 << 20) / static_cast<Index>(sum_bytes), 1, std::min<Index>(units(), 16));
     // Each slice packs x anew: it has 24 outputs at least, in tiles of 4.
-    const Index wanted = ceil_div(16, parts * s.groups);
+    const Index wanted = ceil_div(8, parts * s.groups);
     const Index most = std::max<Index>(1, s.channels / 24);
     shape.outputs = std::min(s.channels, ceil_div(ceil_div(s.channels, std::min(wanted, most)), 4) * 4);
     slices = ceil_div(s.channels, shape.outputs);
