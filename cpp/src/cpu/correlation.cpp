@@ -36,8 +36,9 @@ struct CorrelationPlan {
     // Runs of one or two vectors pay where a tile does enough with each, in the 24 accumulators of AVX-512.
     shape.by_rows = s.width >= 4 * lanes || (s.width % lanes == 0 && lanes * bytes == 64);
     // Lines of 4 KB: long enough to make the folding of a tile's sums cheap, and a tile's lines stay in the first level
-    // of cache. Few channels make do with longer ones, up to 16 KB, as long as the second level holds them all.
-    const Index longest = std::clamp<Index>(256 * 1024 / (s.channels * (correlation_copies(shape) + 1)), 4096, 16384) / bytes;
+    // of cache. Few channels make do with longer ones, as long as the second level holds them all.
+    const Index cached = 256 * 1024 / (s.channels * (correlation_copies(shape) + 1));
+    const Index longest = std::clamp<Index>(cached, 4096, shape.by_rows ? 16384 : 8192) / bytes;
     // Two units at least, if they are not too short.
     const Index half = std::max(s.batch * s.height * s.width / 2, 32 * lanes);
     const Index pixels = std::min({longest, half, correlation_chain * lanes});
