@@ -5,8 +5,8 @@
 //
 // Wide rows are packed by themselves: whole vectors, with the left neighbours before them, so that a tap that reaches j
 // columns to the left reads x's line j elements before. Narrow ones follow each other without a gap, so that lanes are
-// full for images of any width: there is a copy of x's line for each j, moved by j, with zeros where a row begins. Either
-// way nothing of one row or image meets another's.
+// full for images of any width: there is a copy of x's line for each j, moved by j, with zeros where a row begins.
+// Either way nothing of one row or image meets another's.
 
 #pragma once
 
@@ -81,11 +81,11 @@ template <class A, int... lane>
 
 template <class A>
 struct Tile {
-  Index runs, run;             // a line is so many runs of so many elements
-  Index x_step;                // from one vector of x to the next; g's follow each other
-  Index x_run, g_line;         // elements from one run or line to the next
-  const A* g;                  // the first output's line
-  const A* input[tile_inputs]; // x's lines
+  Index runs, run;              // a line is so many runs of so many elements
+  Index x_step;                 // from one vector of x to the next; g's follow each other
+  Index x_run, g_line;          // elements from one run or line to the next
+  const A* g;                   // the first output's line
+  const A* input[tile_inputs];  // x's lines
   const A* ahead;               // what is fetched meanwhile, a line's worth
   double* sum;                  // the first output's and input's
   Index sum_pitch, inputs;      // `inputs` of them are wanted
@@ -211,8 +211,8 @@ struct Line {
   Index pitch;  // from one channel to the next
 };
 
-/// Packs `columns` columns of rows [row, row + rows), the first of which may lie above the image, where there is nothing
-/// but zeros.
+/// Packs `columns` columns of rows [row, row + rows), the first of which may lie above the image, where there is
+/// nothing but zeros.
 template <class T, class A, int V>
 void pack_lines(const Images<const T>& images, const CorrelationUnit& unit, Index channels, Index row, Index rows,
                 Index column, Index columns, A* lines, const Line& line) {
@@ -224,8 +224,8 @@ void pack_lines(const Images<const T>& images, const CorrelationUnit& unit, Inde
   }
   for (Index image = 0; image < unit.images; ++image) {
     for (Index c = 0; c < channels; ++c) {
-      const T* const data = images.data + image * images.batch + c * images.channel + (row + above) * images.row +
-                            column * images.column;
+      const T* const data =
+          images.data + image * images.batch + c * images.channel + (row + above) * images.row + column * images.column;
       copy_rows<T, A, V>({data, images.row, images.column, rows - above, columns},
                          lines + c * line.pitch + (above * unit.images + image) * line.row, unit.images * line.row);
     }
@@ -362,7 +362,8 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
     for (Index o = 0; o < shape.outputs; o += tile_outputs) {
       const Index outputs = o + tile_outputs <= shape.outputs ? tile_outputs : shape.outputs - o;
       tile.g = packed_g + o * shape.g_line;
-      // The present tap's line, counted from the top: row i of the kernel reads kernel_height - 1 - i rows further down.
+      // The present tap's line, counted from the top: row i of the kernel reads kernel_height - 1 - i rows further
+      // down.
       const A* line = packed_x + (shape.by_rows ? tile.x_run - whole_vectors(unit.columns, V) : 0);
       Index i = 0, j = 0;
       for (Index k = 0; k < inputs;) {
@@ -381,7 +382,7 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
             j = j == kernel_width ? 0 : j;
           }
         }
-        tile.ahead = tiles < shape.outputs     ? rows_below(g, unit, tiles, packed_g)
+        tile.ahead = tiles < shape.outputs                  ? rows_below(g, unit, tiles, packed_g)
                      : tiles < shape.outputs + shape.inputs ? rows_below(x, unit, tiles - shape.outputs, packed_g)
                                                             : packed_g;
         ++tiles;

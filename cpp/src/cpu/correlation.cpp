@@ -1,6 +1,5 @@
 // weight_grad: splits the sum into parts that depend on the shape alone, and adds them up in one order.
 
-
 #include "cpu/blocks.hpp"
 #include "threads.hpp"
 
@@ -14,9 +13,7 @@ Index ceil_div(Index total, Index share) { return (total + share - 1) / share; }
 Index row_sums(const Sizes& s) { return s.channels * s.kernel_width * s.kernel_height; }
 
 /// Splits `total` into the fewest equal shares of at most `most`, and returns what a share then holds.
-Index fair_share(Index total, Index most) {
-  return ceil_div(total, ceil_div(total, most));
-}
+Index fair_share(Index total, Index most) { return ceil_div(total, ceil_div(total, most)); }
 
 /// What a correlation is split into: units of a few images, a band of their rows and a segment of these; the units are
 /// dealt to a few parts, and the output channels to slices. It depends on the shape alone, never on the threads: the
@@ -25,8 +22,8 @@ template <class T>
 struct CorrelationPlan {
   using A = Arithmetic<T>;
   CorrelationShape shape;
-  Index images, rows, columns;     // of a unit; the last ones may have fewer
-  Index blocks, bands, segments;   // blocks of images, bands of rows, segments of columns
+  Index images, rows, columns;    // of a unit; the last ones may have fewer
+  Index blocks, bands, segments;  // blocks of images, bands of rows, segments of columns
   Index parts, slices;
   std::size_t column_bytes, sum_bytes, scratch_bytes;  // of one line, of one part of one group, of one worker
 
@@ -73,9 +70,13 @@ struct CorrelationPlan {
   /// Unit `index`, counted by bands first.
   CorrelationUnit unit(const Sizes& s, Index index) const {
     const Index row = index % bands * rows, column = index / bands % segments * columns;
-    return {std::min(images, s.batch - first_image(index)), row,
-            std::min(rows, s.height - row),                 column,
-            std::min(columns, s.width - column),            0, 0};
+    return {std::min(images, s.batch - first_image(index)),
+            row,
+            std::min(rows, s.height - row),
+            column,
+            std::min(columns, s.width - column),
+            0,
+            0};
   }
 
   Index first_image(Index index) const { return index / bands / segments * images; }
@@ -111,9 +112,8 @@ void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, 
     for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
       for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
         const bool has_sum = sums != nullptr && i < s.kernel_height && j < s.kernel_width;
-        const double sum = has_sum && (reads_anchor || i > 0 || j > 0)
-                               ? sums[(c * s.kernel_width + j) * s.kernel_height + i]
-                               : 0;
+        const double sum =
+            has_sum && (reads_anchor || i > 0 || j > 0) ? sums[(c * s.kernel_width + j) * s.kernel_height + i] : 0;
         T& to = dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column];
         if constexpr (std::is_same_v<T, float16>) {
           to = to_float16(static_cast<float>(sum));
