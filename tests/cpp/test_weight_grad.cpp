@@ -76,7 +76,7 @@ TYPED_TEST(WeightGrad, EveryBatch) {
   }
 }
 
-// Tiles of 4 output channels by 3 or 6 taps: every remainder of both.
+// Tiles of 4 output channels by 6 taps, or fewer: every remainder of both.
 TYPED_TEST(WeightGrad, EveryNumberOfChannels) {
   Random random(3);
   for (Index channels = 0; channels <= 17; ++channels) {
@@ -109,6 +109,25 @@ TYPED_TEST(WeightGrad, ImagesOfSeveralUnits) {
     options.corners = {random.pick(all_corners)};
     check<TypeParam>(make_problem(image, 3, 3, options), random);
   }
+}
+
+// So many units that one part has several: what a unit packed serves the one below it.
+TYPED_TEST(WeightGrad, ManyUnits) {
+  Random random(8);
+  for (const Shape& image :
+       {Shape{1, 1, 1100, 64}, Shape{1, 2, 1500, 40}, Shape{1, 1, 40, 4100}, Shape{90, 1, 28, 28}}) {
+    Options options;
+    options.corners = {random.pick(all_corners)};
+    check<TypeParam>(make_problem(image, 3, 4, options), random);
+  }
+}
+
+// Outputs in several slices, inputs packed a few at a time.
+TYPED_TEST(WeightGrad, ManyChannels) {
+  Random random(9);
+  check<TypeParam>(make_problem({2, 53, 4, 4}, 2, 2, {}), random);
+  check<TypeParam>(make_problem({1, 24, 16, 40}, 5, 7, {}), random);
+  check<TypeParam>(make_problem({1, 66, 12, 64}, 9, 1, {}), random);
 }
 
 // A broadcast gradient of equal signs and a long sum: errors of one block must not pile up over the batch.
