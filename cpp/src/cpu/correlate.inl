@@ -18,9 +18,13 @@
 namespace invconv::detail::cpu {
 namespace {
 
-// Accumulators of a tile: outputs x inputs, and room for the operands.
+// Accumulators of a tile: outputs x inputs, and room for the operands, in 32 registers or 16.
 inline constexpr int tile_outputs = 4;
-inline constexpr int tile_inputs = INVCONV_VECTOR_BYTES == 64 ? 6 : 3;
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int tile_inputs = 6;
+#else
+inline constexpr int tile_inputs = 3;
+#endif
 
 template <class A, int V>
 [[gnu::always_inline]] inline Vector<A, V> load_anywhere(const A* from) {
