@@ -35,7 +35,9 @@ struct Call {
   void work() {
     const int worker = next_worker.fetch_add(1, std::memory_order_relaxed);
     for (;;) {
-      const std::int64_t task = next_task.fetch_add(1, std::memory_order_relaxed);
+      // Whoever takes a task sees what the others did before they took theirs: bands of rows that follow each other
+      // take over the memory of those that are over.
+      const std::int64_t task = next_task.fetch_add(1, std::memory_order_acq_rel);
       if (task >= tasks) {
         return;
       }

@@ -15,9 +15,10 @@ namespace invconv::detail {
 /// A call of parallel_for: body(context, task, worker) with 0 <= worker < threads.
 using TaskBody = void (*)(void* context, std::int64_t task, int worker);
 
-/// Runs tasks 0 .. tasks-1, each once, in any order, on the calling thread and at most threads - 1 others; returns when
-/// all are done. A worker runs one task at a time, so it can own scratch memory. The caller never waits for a helper
-/// that has not begun, and runs alone while another thread is in here. The body must not throw.
+/// Runs tasks 0 .. tasks-1, each once, on the calling thread and at most threads - 1 others; returns when all are done.
+/// They end in any order but begin in this one, so that a task may wait for an earlier one. A worker runs one task at a
+/// time, so it can own scratch memory. The caller never waits for a helper that has not begun, and runs alone while
+/// another thread is in here. The body must not throw.
 void parallel_for(int threads, std::int64_t tasks, TaskBody body, void* context);
 
 template <class Body>

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <ostream>
 #include <random>
 #include <string>
@@ -203,6 +204,20 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
+/// Exactly this many bytes at a multiple of 64, so that the address sanitizer guards both ends.
+class Aligned {
+ public:
+  explicit Aligned(std::size_t bytes) : data_(static_cast<unsigned char*>(::operator new(bytes, alignment))) {}
+  ~Aligned() { ::operator delete(data_, alignment); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  unsigned char* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t alignment{64};
+  unsigned char* data_;
+};
+
 // ---- problems -----------------------------------------------------------------------------------------------------
 
 /// Random numbers that are the same with every standard library.
@@ -309,6 +324,39 @@ inline Problem random_problem(Random& random) {
   const Shape image{wide ? std::min<Index>(batch, 5) : batch, options.groups * per_group, random.integer(0, largest),
                     random.integer(0, largest)};
   return make_problem(image, random.integer(1, 4), random.integer(1, 4), options);
+}
+
+// ---- what solve and conv promise ------------------------------------------------------------------------------------
+
+/// The promise: |M x - y| <= 2 (n + 2) eps (|M| |x| + |y|) with n = kh kw C/groups terms per output. Half of it is the
+/// theory's (Higham, theorem 8.5: a substitution, or a dot product, of n terms has a relative backward error of n eps
+/// in each entry, and one more eps for the diagonal); the other half pays for the rounding of this reference, which
+/// sums the same n terms in double. A half type adds the rounding of what it stores: of x in a solve, which M then
+/// spreads, and of y in a convolution.
+template <class T>
+void expect_within_bound(Operation operation, const Dense& in, const Dense& weight, const Dense& out,
+                         const Options& options) {
+  const bool is_solve = operation == Operation::solve;
+  const Dense& x = is_solve ? out : in;
+  const Dense& y = is_solve ? in : out;
+  const Dense product = conv(x, weight, options);
+  const Dense spread = conv(magnitude(x), magnitude(weight), options);
+  Dense stored = magnitude(out);
+  for (double& value : stored.data) {
+    value = storage_roundoff<T> * value + storage_underflow<T>;
+  }
+  if (is_solve) {
+    stored = conv(stored, magnitude(weight), options);
+  }
+  const double terms = static_cast<double>(weight.shape[1] * weight.shape[2] * weight.shape[3]);
+  for (std::size_t at = 0; at < y.data.size(); ++at) {
+    const double bound =
+        2 * (terms + 2) * arithmetic_roundoff<T> * (spread.data[at] + std::abs(y.data[at])) + stored.data[at];
+    const double residual = std::abs(product.data[at] - y.data[at]);
+    // Written so that a NaN fails.
+    ASSERT_TRUE(residual <= bound) << "element " << at << ": |M x - y| = " << residual << ", but the bound is "
+                                   << bound;
+  }
 }
 
 }  // namespace invconv::test

@@ -15,37 +15,6 @@ void call(Operation operation, In<T> in, In<T> weight, View<T> out, const Option
   }
 }
 
-/// The promise: |M x - y| <= 2 (n + 2) eps (|M| |x| + |y|) with n = kh kw C/groups terms per output. Half of it is the
-/// theory's (Higham, theorem 8.5: a substitution, or a dot product, of n terms has a relative backward error of n eps
-/// in each entry, and one more eps for the diagonal); the other half pays for the rounding of this reference, which
-/// sums the same n terms in double. A half type adds the rounding of what it stores: of x in a solve, which M then
-/// spreads, and of y in a convolution.
-template <class T>
-void expect_within_bound(Operation operation, const Dense& in, const Dense& weight, const Dense& out,
-                         const Options& options) {
-  const bool is_solve = operation == Operation::solve;
-  const Dense& x = is_solve ? out : in;
-  const Dense& y = is_solve ? in : out;
-  const Dense product = conv(x, weight, options);
-  const Dense spread = conv(magnitude(x), magnitude(weight), options);
-  Dense stored = magnitude(out);
-  for (double& value : stored.data) {
-    value = storage_roundoff<T> * value + storage_underflow<T>;
-  }
-  if (is_solve) {
-    stored = conv(stored, magnitude(weight), options);
-  }
-  const double terms = static_cast<double>(weight.shape[1] * weight.shape[2] * weight.shape[3]);
-  for (std::size_t at = 0; at < y.data.size(); ++at) {
-    const double bound =
-        2 * (terms + 2) * arithmetic_roundoff<T> * (spread.data[at] + std::abs(y.data[at])) + stored.data[at];
-    const double residual = std::abs(product.data[at] - y.data[at]);
-    // Written so that a NaN fails.
-    ASSERT_TRUE(residual <= bound) << "element " << at << ": |M x - y| = " << residual << ", but the bound is "
-                                   << bound;
-  }
-}
-
 struct Layouts {
   Layout in = contiguous, weight = contiguous, out = contiguous;
 };

@@ -1,5 +1,7 @@
 // The same bits for any number of threads, any batch that an image sits in, and any layout.
 
+#include "cpu/blocks.hpp"
+#include "cpu/plan.hpp"
 #include "support.hpp"
 
 namespace invconv::test {
@@ -85,16 +87,21 @@ TYPED_TEST_SUITE(Reproducible, StorageTypes, );
 
 TYPED_TEST(Reproducible, ForAnyNumberOfThreads) {
   using T = TypeParam;
-  for (const Operation operation : {Operation::solve, Operation::conv, Operation::weight_grad}) {
-    const auto scratch = [&](int threads) {
-      return workspace_size<T>(operation, this->problem_.image, this->problem_.weight, this->problem_.options,
-                               Cpu{threads});
-    };
-    // Each thread has scratch memory of its own, so this shows that the threads are there to disagree.
-    ASSERT_LT(scratch(1), scratch(2));
-    ASSERT_LT(scratch(2), scratch(3));
-    ASSERT_LT(scratch(3), scratch(8));
+  // The threads are there to disagree.
+  const Shape &image = this->problem_.image, &weight = this->problem_.weight;
+  const detail::Sizes sizes{image[0], this->problem_.options.groups, weight[1], image[2], image[3], weight[2],
+                            weight[3]};
+  for (const Operation operation : {Operation::solve, Operation::conv}) {
+    const int threads = detail::cpu::useful_threads(sizes, Cpu{8});
+    ASSERT_GT(detail::cpu::plan_filter(detail::cpu::this_machine<T>(), operation, sizes,
+                                       this->problem_.options.unit_diagonal, threads)
+                  .threads,
+              1);
   }
+  const auto scratch = [&](int threads) {
+    return workspace_size<T>(Operation::weight_grad, image, weight, this->problem_.options, Cpu{threads});
+  };
+  ASSERT_LT(scratch(1), scratch(8));  // each thread has scratch memory of its own
   const auto x = solved<T>(this->a_, this->weight_, this->problem_.options, Cpu{1});
   const auto y = convolved<T>(this->a_, this->weight_, this->problem_.options, Cpu{1});
   const auto dw = differentiated<T>(this->a_, this->b_, this->problem_.weight, this->problem_.options, Cpu{1});

@@ -1,5 +1,7 @@
 // weight_grad against the definition.
 
+#include <algorithm>
+
 #include "support.hpp"
 
 namespace invconv::test {
@@ -227,6 +229,73 @@ TYPED_TEST(WeightGrad, InfinitiesStayWhereTheyBelong) {
     check_infinite_pixel<TypeParam>(make_problem({1, 1, 20, 1292}, 2, 3, options), 0, 18, column, random);
     if (this->HasFatalFailure()) {
       return;
+    }
+  }
+}
+
+/// Infinite or not a number in the same way, or both finite.
+bool same_kind(double a, double b) {
+  return std::isnan(a) == std::isnan(b) && std::isinf(a) == std::isinf(b) &&
+         (!std::isinf(a) || std::signbit(a) == std::signbit(b));
+}
+
+// Any shape: the same bits for every number of threads, in a workspace of exactly its size between two fences; and with
+// infinite pixels in x, what the definition makes of them.
+TYPED_TEST(WeightGrad, OfAnyShapeForAnyNumberOfThreads) {
+  using T = TypeParam;
+  constexpr Index extents[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 70, 129};
+  constexpr Index channels_of_a_group[] = {1, 1, 2, 3, 4, 5, 7, 12, 13, 25, 33, 50};
+  constexpr std::size_t fence = 256;
+  constexpr unsigned char canary = 0xa5;
+#if defined(INVCONV_THREAD_SANITIZER)
+  constexpr int trials = 4;
+#else
+  constexpr int trials = 40;
+#endif
+  Random random(10);
+  for (int trial = 0; trial < trials;) {
+    Options options;
+    options.groups = random.pick(std::array<Index, 4>{1, 1, 2, 3});
+    options.corners = {random.pick(all_corners)};
+    options.unit_diagonal = random.coin();
+    const Shape image{random.integer(1, 40), options.groups * random.pick(channels_of_a_group), random.pick(extents),
+                      random.pick(extents)};
+    const Problem problem = make_problem(image, random.integer(1, 7), random.integer(1, 7), options);
+    const Shape& weight = problem.weight;
+    if (image[0] * image[2] * image[3] * weight[0] * weight[1] * weight[2] * weight[3] > 1000000) {
+      continue;
+    }
+    ++trial;
+    SCOPED_TRACE(::testing::Message() << problem);
+    Dense values = random_images(random, image);
+    for (Index infinities = random.coin() ? 0 : random.integer(1, 3); infinities > 0; --infinities) {
+      values.data[static_cast<std::size_t>(random.integer(0, static_cast<Index>(values.data.size()) - 1))] =
+          random.coin() ? std::numeric_limits<double>::infinity() : -std::numeric_limits<double>::infinity();
+    }
+    const Array<T> x(values, random.pick(layouts)), g(random_images(random, image), random.pick(layouts));
+    const Array<T> first(weight, random.pick(layouts));
+    for (int threads = 1; threads <= 8; ++threads) {
+      const std::size_t bytes = workspace_size<T>(Operation::weight_grad, image, weight, options, Cpu{threads});
+      const Aligned memory(fence + bytes + fence);
+      std::fill_n(memory.data(), fence + bytes + fence, canary);
+      std::fill_n(memory.data() + fence, bytes, static_cast<unsigned char>(0xff));
+      const Array<T> dw(weight);
+      const Array<T>& out = threads == 1 ? first : dw;
+      weight_grad<T>(x.view(), g.view(), out.view(), options, {memory.data() + fence, bytes}, Cpu{threads});
+      const auto intact = [](unsigned char byte) { return byte == canary; };
+      ASSERT_TRUE(std::all_of(memory.data(), memory.data() + fence, intact));
+      ASSERT_TRUE(std::all_of(memory.data() + fence + bytes, memory.data() + fence + bytes + fence, intact));
+      ASSERT_TRUE(same_bits(out.elements(), first.elements())) << threads << " threads";
+    }
+    ASSERT_TRUE(first.gaps_are_intact());
+    const Dense is = first.dense(), expected = weight_grad(x.dense(), g.dense(), weight, options);
+    const Dense spread = weight_grad(magnitude(x.dense()), magnitude(g.dense()), weight, options);
+    for (std::size_t at = 0; at < is.data.size(); ++at) {
+      ASSERT_TRUE(same_kind(is.data[at], expected.data[at])) << at << ": " << is.data[at] << ", " << expected.data[at];
+      const double stored = storage_roundoff<T> * std::abs(is.data[at]) + storage_underflow<T>;
+      ASSERT_TRUE(!std::isfinite(expected.data[at]) ||
+                  std::abs(is.data[at] - expected.data[at]) <= error_factor<T>(image) * spread.data[at] + stored)
+          << at << ": " << is.data[at] << ", but expected " << expected.data[at];
     }
   }
 }

@@ -1,26 +1,11 @@
 // The caller's scratch memory: enough when workspace_size() says so, never overrun, refused when it does not fit.
 
 #include <algorithm>
-#include <new>
 
 #include "support.hpp"
 
 namespace invconv::test {
 namespace {
-
-/// Exactly this many bytes at a multiple of 64, so that the address sanitizer guards both ends.
-class Aligned {
- public:
-  explicit Aligned(std::size_t bytes) : data_(static_cast<unsigned char*>(::operator new(bytes, alignment))) {}
-  ~Aligned() { ::operator delete(data_, alignment); }
-  Aligned(const Aligned&) = delete;
-  Aligned& operator=(const Aligned&) = delete;
-  unsigned char* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t alignment{64};
-  unsigned char* data_;
-};
 
 constexpr Operation operations[] = {Operation::solve, Operation::conv, Operation::weight_grad};
 constexpr const char* names[] = {"solve", "conv", "weight_grad"};

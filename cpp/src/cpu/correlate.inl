@@ -26,18 +26,6 @@ inline constexpr int tile_inputs = 6;
 inline constexpr int tile_inputs = 3;
 #endif
 
-template <class A, int V>
-[[gnu::always_inline]] inline Vector<A, V> load_anywhere(const A* from) {
-  Vector<A, V> value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-template <class A, int V>
-[[gnu::always_inline]] inline void store_anywhere(A* to, const Vector<A, V>& value) {
-  __builtin_memcpy(to, &value, sizeof(value));
-}
-
 /// Keeps GCC from loading the value anew for each of its uses.
 template <class Vec>
 [[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Vec& value) {
@@ -61,7 +49,7 @@ template <class A, int V, int N, int U = V / 2>
 [[gnu::always_inline]] inline void sum_lanes(const Vector<A, V>* values, A* sums) {
   if constexpr (U == 0) {
     for (int n = 0; n < N; ++n) {
-      store_anywhere<A, V>(sums + n * V, values[n]);
+      store_unaligned<A, V>(sums + n * V, values[n]);
     }
   } else {
     using Lanes = std::make_integer_sequence<int, V>;
@@ -78,7 +66,7 @@ template <class A, int V, int N, int U = V / 2>
 template <class A, int... lane>
 [[gnu::always_inline]] inline Vector<A, sizeof...(lane)> numbers(std::integer_sequence<int, lane...>) {
   const A values[] = {static_cast<A>(lane)...};
-  return load_anywhere<A, sizeof...(lane)>(values);
+  return load_unaligned<A, sizeof...(lane)>(values);
 }
 
 // ---- tiles --------------------------------------------------------------------------------------------------------
@@ -121,7 +109,7 @@ void correlate_tile(const Tile<A>& tile) {
       Vec inputs[TK];
       INVCONV_UNROLL
       for (int k = 0; k < TK; ++k) {
-        inputs[k] = load_anywhere<A, V>(tile.input[k] + x_at);
+        inputs[k] = load_unaligned<A, V>(tile.input[k] + x_at);
         keep_in_register(inputs[k]);
       }
       add_products(g_at, inputs);
@@ -131,7 +119,7 @@ void correlate_tile(const Tile<A>& tile) {
       Vec inputs[TK];
       INVCONV_UNROLL
       for (int k = 0; k < TK; ++k) {
-        const Vec value = load_anywhere<A, V>(tile.input[k] + x_at);
+        const Vec value = load_unaligned<A, V>(tile.input[k] + x_at);
         inputs[k] = numbers<A>(std::make_integer_sequence<int, V>{}) < ends ? value : Vec{};
       }
       add_products(g_at, inputs);
@@ -168,11 +156,6 @@ struct Rows {
   Index rows, columns;
 };
 
-template <class A, int N, int... lane>
-[[gnu::always_inline]] inline Vector<A, N> reversed(const Vector<A, N>& value, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(value, value, (N - 1 - lane)...);
-}
-
 /// Copies rows in chunks of N elements, N <= columns; a row's last chunk overlaps the one before it.
 template <class A, int N, bool backwards>
 void copy_chunks(const Rows<A>& from, A* to, Index pitch) {
@@ -182,11 +165,11 @@ void copy_chunks(const Rows<A>& from, A* to, Index pitch) {
       const Index at = s + N <= from.columns ? s : from.columns - N;
       Vector<A, N> chunk;
       if constexpr (backwards) {
-        chunk = reversed<A, N>(load_anywhere<A, N>(row - at - (N - 1)), std::make_integer_sequence<int, N>{});
+        chunk = reversed<A, N>(load_unaligned<A, N>(row - at - (N - 1)));
       } else {
-        chunk = load_anywhere<A, N>(row + at);
+        chunk = load_unaligned<A, N>(row + at);
       }
-      store_anywhere<A, N>(to + r * pitch + at, chunk);
+      store_unaligned<A, N>(to + r * pitch + at, chunk);
     }
   }
 }
@@ -257,7 +240,7 @@ void shift_line(Index kernel_width, Index begin, Index end, const A* column, A* 
     const Vec first = splat<A, V>(static_cast<A>(j));
     A* const to = line + j * pitch;
     for (Index at = begin / V * V; at < end; at += V) {
-      const Vec moved = load_anywhere<A, V>(line + at - j);
+      const Vec moved = load_unaligned<A, V>(line + at - j);
       store<A, V>(to + at, load<A, V>(column + at) >= first ? moved : Vec{});
     }
   }

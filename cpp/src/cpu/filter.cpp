@@ -1,80 +1,209 @@
-// solve and conv: splits the images into blocks, one task each, and gives every worker its scratch.
+// solve and conv: carries out a plan.
+
+#include <cstring>
 
 #include "cpu/blocks.hpp"
+#include "cpu/plan.hpp"
 #include "threads.hpp"
 
 namespace invconv::detail::cpu {
 
 namespace {
 
-/// What a filter is split into. Results do not depend on it: each output is computed by one chain of operations.
-template <class T>
-struct FilterPlan {
-  using A = Arithmetic<T>;
-  FilterShape shape;
-  Blocks blocks;
-  int threads;
-  std::size_t weight_bytes, scratch_bytes;  // of one group, of one worker
+/// Where the pieces of a part lie in the workspace.
+template <class A>
+struct Pieces {
+  std::size_t weight, worker, ring, edge, progress;        // bytes of one
+  std::size_t weights, workers, rings, edges, progresses;  // how many
 
-  FilterPlan(const Kernels<T>& table, Operation operation, const Sizes& s, bool unit_diagonal, const Cpu& execution)
-      : shape{s.channels,   s.height, s.width, s.kernel_height, s.kernel_width, operation == Operation::solve,
-              unit_diagonal},
-        blocks{s.batch, table.lanes[0]},
-        threads(useful_threads(s, execution)) {
-    // Narrower vectors rather than threads without work.
-    for (const Index lanes : table.lanes) {
-      if (blocks.count() * s.groups >= threads || lanes < 4) {
+  Pieces(const Part& part, const FilterPlan& plan, Index groups)
+      : weight(aligned_bytes<A>(part.weight_elements)),
+        worker(aligned(static_cast<std::size_t>(part.scratch_bytes))),
+        ring(aligned_bytes<A>(part.ring_elements)),
+        edge(aligned_bytes<A>(part.edge_elements)),
+        progress(sizeof(Progress)),
+        weights(static_cast<std::size_t>(groups)),
+        workers(static_cast<std::size_t>(plan.threads)) {
+    // Bands in the making are at most as many as the threads, and follow each other; what the one below the last of
+    // them reads is one more. A worker that has all the bands to itself needs two.
+    const auto chains = static_cast<std::size_t>(part.image_groups() * groups);
+    rings = part.shared ? chains : workers;
+    edges = (part.shared ? chains * (workers + 1) : 2 * workers) + 1;
+    progresses = part.shared ? chains * (workers + 1) : 0;
+  }
+
+  std::size_t bytes() const {
+    return weight * weights + worker * workers + ring * rings + edge * edges + progress * progresses;
+  }
+};
+
+/// One part at work.
+template <class T>
+class PartRun {
+  using A = Arithmetic<T>;
+
+ public:
+  PartRun(const Part& part, const FilterPlan& plan, const Filter<T>& problem, std::byte* memory)
+      : part_(part),
+        problem_(problem),
+        pieces_(part, plan, problem.sizes.groups),
+        groups_(problem.sizes.groups),
+        slots_(plan.threads + 1),
+        weights_(memory),
+        workers_(weights_ + pieces_.weight * pieces_.weights),
+        rings_(workers_ + pieces_.worker * pieces_.workers),
+        edges_(rings_ + pieces_.ring * pieces_.rings),
+        progresses_(edges_ + pieces_.edge * pieces_.edges) {
+    for (Index group = 0; group < groups_; ++group) {
+      kernels<T>().pack_weight(part.shape, problem.groups[static_cast<std::size_t>(group)].weight,
+                               at<A>(weights_, pieces_.weight, group));
+    }
+    // Beside their columns, and above the first band, edges are zeros.
+    std::memset(edges_, 0, pieces_.edge * pieces_.edges);
+    for (std::size_t i = 0; i < pieces_.progresses; ++i) {
+      new (progresses_ + i * pieces_.progress) Progress{-1};
+    }
+    // A conv that writes over its input must read a row before anyone writes it.
+    const auto& group = problem.groups[0];
+    alone_ = !part.shape.solve && static_cast<const void*>(group.in.data) == static_cast<const void*>(group.out.data);
+  }
+
+  Index tasks() const { return part_.image_groups() * groups_ * (part_.shared ? part_.bands : 1); }
+
+  void run(Index task, int worker) const {
+    const Index bands = part_.shared ? part_.bands : 1;
+    const Index chain = task / bands, band = task % bands;
+    const Index first = part_.first + chain / groups_ * part_.images, group = chain % groups_;
+    const Index images = std::min(part_.images, part_.first + part_.batch - first);
+    auto [in, out, weight] = problem_.groups[static_cast<std::size_t>(group)];
+    in.data += first * in.batch;
+    out.data += first * out.batch;
+    const A* const packed = at<A>(weights_, pieces_.weight, group);
+    void* const scratch = at<void>(workers_, pieces_.worker, worker);
+    const Kernels<T>& table = kernels<T>();
+    const FilterShape& shape = part_.shape;
+    switch (part_.layout) {
+      case Layout::images:
+        table.filter_images(shape, part_.lanes, images, in, out, packed, scratch);
+        break;
+      case Layout::columns: {
+        const bool whole = alone_ || !part_.shared;
+        if (!whole) {
+          table.conv_columns(shape, part_.lanes, in, out, shape.height * band / bands,
+                             shape.height * (band + 1) / bands, packed, scratch);
+        } else if (band == 0) {
+          table.conv_columns(shape, part_.lanes, in, out, 0, shape.height, packed, scratch);
+        }
         break;
       }
-      blocks.lanes = lanes;
+      case Layout::rows:
+        for_bands(chain, band, worker,
+                  [&](const Band<A>& one) { table.solve_rows(shape, part_.lanes, in, out, packed, one, scratch); });
+        break;
+      case Layout::channels: {
+        A* const ring = at<A>(rings_, pieces_.ring, part_.shared ? chain : worker);
+        for_bands(chain, band, worker, [&](const Band<A>& one) {
+          table.solve_channels(shape, part_.lanes, images, in, out, packed, one, ring, scratch);
+        });
+        break;
+      }
     }
-    threads = static_cast<int>(std::min<Index>(threads, blocks.count() * s.groups));
-    weight_bytes = aligned_bytes<A>(table.packed_weight_size(shape));
-    scratch_bytes = aligned_bytes<A>(filter_scratch_size(shape, blocks.lanes));
   }
 
-  std::size_t bytes(const Sizes& s) const {
-    return weight_bytes * static_cast<std::size_t>(s.groups) + scratch_bytes * static_cast<std::size_t>(threads);
+ private:
+  template <class P>
+  static P* at(std::byte* memory, std::size_t bytes, Index index) {
+    return reinterpret_cast<P*>(memory + bytes * static_cast<std::size_t>(index));
   }
+
+  /// Calls `each` for one band of a chain, or for all of them one after the other.
+  template <class Each>
+  void for_bands(Index chain, Index band, int worker, Each&& each) const {
+    const Index slots = part_.shared ? slots_ : 2, first_slot = (part_.shared ? chain : worker) * slots;
+    // The edge after all the slots' is never written. What lies left of a row's first column is part of its edge.
+    const auto edge = [&](Index index) {
+      const Index slot = index < 0 ? static_cast<Index>(pieces_.edges) - 1 : first_slot + index % slots;
+      return at<A>(edges_, pieces_.edge, slot) + part_.shape.kernel_height + part_.shape.kernel_width - 2;
+    };
+    const auto progress = [&](Index index) {
+      return part_.shared && index >= 0 ? at<Progress>(progresses_, pieces_.progress, first_slot + index % slots)
+                                        : nullptr;
+    };
+    for (Index index = band; index < (part_.shared ? band + 1 : part_.bands); ++index) {
+      each(Band<A>{index, edge(index - 1), edge(index), part_.edge_pitch, progress(index - 1), progress(index)});
+    }
+  }
+
+  const Part& part_;
+  const Filter<T>& problem_;
+  Pieces<A> pieces_;
+  Index groups_, slots_;
+  std::byte *weights_, *workers_, *rings_, *edges_, *progresses_;
+  bool alone_;
 };
 
 }  // namespace
 
 template <class T>
+Machine this_machine() {
+  const Kernels<T>& table = kernels<T>();
+  return {{table.lanes[0], table.lanes[1], table.lanes[2], table.lanes[3]},
+          table.block,
+          table.rows_block,
+          table.channel_vectors,
+          sizeof(Arithmetic<T>)};
+}
+
+template <class T>
+std::size_t workspace_size(const FilterPlan& plan, const Sizes& s) {
+  std::size_t bytes = 0;
+  for (const Part& part : plan.parts) {
+    bytes += Pieces<Arithmetic<T>>(part, plan, s.groups).bytes();
+  }
+  return bytes;
+}
+
+template <class T>
+void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace) {
+  auto* memory = static_cast<std::byte*>(workspace);
+  std::vector<PartRun<T>> parts;
+  parts.reserve(plan.parts.size());
+  Index tasks = 0;
+  for (const Part& part : plan.parts) {
+    parts.emplace_back(part, plan, problem, memory);
+    memory += Pieces<Arithmetic<T>>(part, plan, problem.sizes.groups).bytes();
+    tasks += parts.back().tasks();
+  }
+  parallel_for(plan.threads, tasks, [&](Index task, int worker) {
+    for (const PartRun<T>& part : parts) {
+      if (task < part.tasks()) {
+        part.run(task, worker);
+        return;
+      }
+      task -= part.tasks();
+    }
+  });
+}
+
+template <class T>
 std::size_t filter_workspace(Operation operation, const Sizes& s, const Cpu& execution) {
-  return FilterPlan<T>(kernels<T>(), operation, s, true, execution).bytes(s);
+  return workspace_size<T>(plan_filter(this_machine<T>(), operation, s, true, useful_threads(s, execution)), s);
 }
 
 template <class T>
 void run(const Filter<T>& problem, void* workspace, const Cpu& execution) {
-  using A = Arithmetic<T>;
   const Sizes s = clipped(problem.sizes);
-  if (is_empty(s)) {
-    return;
+  if (!is_empty(s)) {
+    run(problem,
+        plan_filter(this_machine<T>(), problem.operation, s, problem.unit_diagonal, useful_threads(s, execution)),
+        workspace);
   }
-  const Kernels<T>& table = kernels<T>();
-  const FilterPlan<T> plan(table, problem.operation, s, problem.unit_diagonal, execution);
-  auto* const weights = static_cast<std::byte*>(workspace);
-  auto* const scratch = weights + plan.weight_bytes * static_cast<std::size_t>(s.groups);
-  const auto weight_of = [&](Index group) {
-    return reinterpret_cast<A*>(weights + plan.weight_bytes * static_cast<std::size_t>(group));
-  };
-  for (Index group = 0; group < s.groups; ++group) {
-    table.pack_weight(plan.shape, problem.groups[static_cast<std::size_t>(group)].weight, weight_of(group));
-  }
-  // Block after block, so that the one with the rest comes last and evens out the threads.
-  parallel_for(plan.threads, plan.blocks.count() * s.groups, [&](Index task, int worker) {
-    const Index block = task / s.groups, group = task % s.groups;
-    const Index first = plan.blocks.first(block), images = plan.blocks.images(block);
-    auto [in, out, weight] = problem.groups[static_cast<std::size_t>(group)];
-    in.data += first * in.batch;
-    out.data += first * out.batch;
-    table.filter(plan.shape, fitting_lanes(table, images), images, in, out, weight_of(group),
-                 reinterpret_cast<A*>(scratch + plan.scratch_bytes * static_cast<std::size_t>(worker)));
-  });
 }
 
 #define INVCONV_INSTANTIATE(T)                                                   \
+  template Machine this_machine<T>();                                            \
+  template std::size_t workspace_size<T>(const FilterPlan&, const Sizes&);       \
+  template void run<T>(const Filter<T>&, const FilterPlan&, void*);              \
   template std::size_t filter_workspace<T>(Operation, const Sizes&, const Cpu&); \
   template void run<T>(const Filter<T>&, void*, const Cpu&);
 INVCONV_INSTANTIATE(float)

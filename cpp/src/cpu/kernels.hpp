@@ -2,13 +2,9 @@
 
 // The CPU kernels of one instruction set, as a table of functions.
 //
-// A block is a few images of one group, one to a lane of a vector. Its rows are packed as [pixel][channel][lane], so
-// that every operand of a dot product is one contiguous vector, whatever the strides of the arrays; the recurrence then
-// needs no shuffles, and its last kh rows are all that a block keeps.
-//
-// The order of operations that makes one output, the same for every instruction set's lanes, any batch and any channel
-// block: the image's own value (solve) or zero (conv); the rows from the oldest to the present one; in a row the pixels
-// from the oldest to the present one; in a pixel the channels upwards; the diagonal last.
+// The order of operations that makes one output, the same for every layout, any number of lanes and any channel block:
+// the image's own value (solve) or zero (conv); the rows from the oldest to the present one; in a row the pixels from
+// the oldest to the present one; in a pixel the channels upwards; the diagonal last.
 
 #include <cstdint>
 #include <type_traits>
@@ -21,10 +17,31 @@ namespace invconv::detail::cpu {
 template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-/// A filter's shape; the numbers are of one group.
+/// A filter's shape, its numbers of one group, and how a layout splits it (plan.hpp).
 struct FilterShape {
   std::int64_t channels, height, width, kernel_height, kernel_width;
   bool solve, unit_diagonal;
+  std::int64_t block;  // output channels computed together
+  std::int64_t band;   // rows handled together
+  std::int64_t ring;   // rows kept, a multiple of band or at least all rows and the zeros above them
+  std::int64_t pitch;  // elements from one channel's line to the next one's
+  bool streamed;       // whether the output is too large for the caches
+};
+
+/// How far a band is, on a cache line of its own.
+struct alignas(64) Progress {
+  std::int64_t columns;
+};
+
+/// A band of rows and its neighbours. A row that it reads above it may be in the making on another thread.
+template <class A>
+struct Band {
+  std::int64_t index;
+  const A* above;  // the last kernel_height - 1 rows of the band above: [the nearest first][channel][column]
+  A* below;        // the same of this one
+  std::int64_t pitch;
+  const Progress* before;  // of the band above; null where it is finished
+  Progress* done;          // null where nobody waits
 };
 
 /// What the units of a correlation have in common; the numbers are of one group.
@@ -55,14 +72,20 @@ struct Kernels {
   const char* name;
   /// The numbers of lanes there are, descending, the last one 1.
   std::int64_t lanes[4];
+  /// The most output channels whose sums fit in registers, for images and columns in the lanes and for rows in them,
+  /// and the most vectors of output channels.
+  std::int64_t block, rows_block, channel_vectors;
 
-  /// Elements of A that a packed weight takes.
-  std::int64_t (*packed_weight_size)(const FilterShape& shape);
+  /// For each layout of plan.hpp; `scratch` is aligned to 64 bytes and as large as the plan says.
   void (*pack_weight)(const FilterShape& shape, const Taps<const T>& weight, A* packed);
-  /// Solves or filters `images` <= lanes images, the first at `in` and `out`. `scratch` is aligned to 64 bytes and
-  /// holds filter_scratch_size(shape, lanes) elements.
-  void (*filter)(const FilterShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& in,
-                 const Images<T>& out, const A* packed, A* scratch);
+  void (*filter_images)(const FilterShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& in,
+                        const Images<T>& out, const A* packed, void* scratch);
+  void (*solve_rows)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,
+                     const A* packed, const Band<A>& band, void* scratch);
+  void (*solve_channels)(const FilterShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& in,
+                         const Images<T>& out, const A* packed, const Band<A>& band, A* ring, void* scratch);
+  void (*conv_columns)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,
+                       std::int64_t begin, std::int64_t end, const A* packed, void* scratch);
 
   /// Adds the unit's products to sum[o][c][j][i], for output o and the tap (i, j) of input c. A lane adds up at most
   /// correlation_chain products, so a unit has at most that many vectors of pixels. Unless rows are packed by
@@ -71,11 +94,6 @@ struct Kernels {
   void (*correlate)(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
                     const Images<const T>& g, const A* column, double* sum, A* scratch);
 };
-
-inline std::int64_t filter_scratch_size(const FilterShape& s, std::int64_t lanes) {
-  const std::int64_t ring = s.kernel_height * (s.width + s.kernel_width - 1);
-  return (s.solve ? ring : ring + s.width) * s.channels * lanes;
-}
 
 [[gnu::always_inline]] inline std::int64_t whole_vectors(std::int64_t elements, std::int64_t lanes) {
   return (elements + lanes - 1) / lanes * lanes;

@@ -1,12 +1,16 @@
 // The one source of the CPU kernels. A kernels_<level>.cpp defines INVCONV_KERNELS (the name of its table's function),
-// INVCONV_LEVEL (its name in text), INVCONV_VECTOR_BYTES and INVCONV_BLOCK (the most output channels whose accumulators
-// fit in registers), then includes this file.
+// INVCONV_LEVEL (its name in text), INVCONV_VECTOR_BYTES, INVCONV_BLOCK (the most output channels whose accumulators
+// fit in registers) and INVCONV_CHANNEL_VECTORS (the same for four pixels' vectors of channels), then includes this
+// file.
 //
 // Everything is in an unnamed namespace and no inline function of another header is called: code compiled for one
 // instruction set must not be merged with another's by the linker.
 
+#include "cpu/channels.inl"
+#include "cpu/columns.inl"
 #include "cpu/correlate.inl"
 #include "cpu/filter.inl"
+#include "cpu/rows.inl"
 
 namespace invconv::detail::cpu {
 namespace {
@@ -26,6 +30,16 @@ void with_lanes(Index lanes, Body&& body) {
   }
 }
 
+/// The same without scalars.
+template <class A, class Body>
+void with_vectors(Index lanes, Body&& body) {
+  with_lanes<A>(lanes, [&](auto v) {
+    if constexpr (decltype(v)::value > 1) {
+      body(v);
+    }
+  });
+}
+
 }  // namespace
 
 template <class T>
@@ -36,18 +50,35 @@ Kernels<T> INVCONV_KERNELS() {
   for (int halvings = 0; halvings < 4; ++halvings) {
     table.lanes[halvings] = (INVCONV_VECTOR_BYTES >> halvings) >= 16 ? widest<A> >> halvings : 1;
   }
-  table.packed_weight_size = packed_weight_size;
+  table.block = INVCONV_BLOCK;
+  table.rows_block = rows_block;
+  table.channel_vectors = channel_vectors;
   table.pack_weight = pack_weight<T>;
-  table.filter = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
-                    const Images<T>& out, const A* packed, A* scratch) {
+  table.filter_images = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
+                           const Images<T>& out, const A* packed, void* scratch) {
     with_lanes<A>(lanes, [&](auto v) {
       constexpr int V = decltype(v)::value;
       if (shape.solve) {
-        filter_block<T, V, true>(shape, images, in, out, packed, scratch);
+        filter_images<T, V, true>(shape, images, in, out, packed, scratch);
       } else {
-        filter_block<T, V, false>(shape, images, in, out, packed, scratch);
+        filter_images<T, V, false>(shape, images, in, out, packed, scratch);
       }
     });
+  };
+  table.solve_rows = [](const FilterShape& shape, Index lanes, const Images<const T>& in, const Images<T>& out,
+                        const A* packed, const Band<A>& band, void* scratch) {
+    with_vectors<A>(lanes, [&](auto v) { solve_rows<T, decltype(v)::value>(shape, in, out, packed, band, scratch); });
+  };
+  table.solve_channels = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
+                            const Images<T>& out, const A* packed, const Band<A>& band, A* ring, void* scratch) {
+    with_vectors<A>(lanes, [&](auto v) {
+      solve_channels<T, decltype(v)::value>(shape, images, in, out, packed, band, ring, scratch);
+    });
+  };
+  table.conv_columns = [](const FilterShape& shape, Index lanes, const Images<const T>& in, const Images<T>& out,
+                          Index begin, Index end, const A* packed, void* scratch) {
+    with_vectors<A>(lanes,
+                    [&](auto v) { conv_columns<T, decltype(v)::value>(shape, in, out, begin, end, packed, scratch); });
   };
   table.correlate = correlate_unit<T, widest<A>>;
   return table;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__FMA__)
 #include <immintrin.h>
@@ -23,6 +24,11 @@ using Index = std::int64_t;
 #define INVCONV_UNROLL _Pragma("GCC unroll 32")
 #endif
 
+/// What follows n pointers, on a cache line of its own.
+[[gnu::always_inline]] inline void* skip_pointers(void* scratch, Index n) {
+  return static_cast<char*>(scratch) + (n * static_cast<Index>(sizeof(void*)) + 63) / 64 * 64;
+}
+
 template <class A, int V>
 struct VectorOf {
   typedef A type __attribute__((vector_size(V * sizeof(A))));
@@ -42,6 +48,49 @@ template <class A, int V>
 template <class A, int V>
 [[gnu::always_inline]] inline void store(A* to, Vector<A, V> value) {
   *reinterpret_cast<Vector<A, V>*>(to) = value;
+}
+
+template <class A, int V>
+[[gnu::always_inline]] inline Vector<A, V> load_unaligned(const A* from) {
+  Vector<A, V> value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <class A, int V>
+[[gnu::always_inline]] inline void store_unaligned(A* to, Vector<A, V> value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+#if defined(__AVX512F__)
+template <class A, int V>
+inline constexpr bool can_stream = V * sizeof(A) == 64;
+
+/// Writes a whole cache line past the caches.
+template <class A, int V>
+[[gnu::always_inline]] inline void stream(A* to, Vector<A, V> value) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
+}
+
+[[gnu::always_inline]] inline void finish_streams() { _mm_sfence(); }
+#else
+template <class A, int V>
+inline constexpr bool can_stream = false;
+
+template <class A, int V>
+[[gnu::always_inline]] inline void stream(A*, Vector<A, V>) {}
+
+[[gnu::always_inline]] inline void finish_streams() {}
+#endif
+
+template <class A, int V, int... J>
+[[gnu::always_inline]] inline Vector<A, V> reversed(Vector<A, V> value, std::integer_sequence<int, J...>) {
+  return __builtin_shufflevector(value, value, (V - 1 - J)...);
+}
+
+template <class A, int V>
+[[gnu::always_inline]] inline Vector<A, V> reversed(Vector<A, V> value) {
+  return reversed<A, V>(value, std::make_integer_sequence<int, V>{});
 }
 
 template <class A, int V>
@@ -92,25 +141,6 @@ template <class A, int V>
   return a * b + c;
 #endif
 }
-
-/// The sum of the lanes, halves folded onto each other.
-template <class A, int V>
-[[gnu::always_inline]] inline A sum_lanes(Vector<A, V> value) {
-  if constexpr (V == 1) {
-    return value;
-  } else {
-    A lanes[V];
-    __builtin_memcpy(lanes, &value, sizeof(value));
-    for (int half = V / 2; half > 0; half /= 2) {
-      for (int lane = 0; lane < half; ++lane) {
-        lanes[lane] += lanes[lane + half];
-      }
-    }
-    return lanes[0];
-  }
-}
-
-// ---- storage types ------------------------------------------------------------------------------------------------
 
 [[gnu::always_inline]] inline float widen(float value) { return value; }
 [[gnu::always_inline]] inline double widen(double value) { return value; }

@@ -1,0 +1,74 @@
+#pragma once
+
+// How a filter is laid out in the lanes of vectors and dealt out to threads. The choice is one of speed alone: each
+// output is computed by the same chain of operations in every layout, so that no plan changes a bit of a result.
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "backend.hpp"
+#include "cpu/kernels.hpp"
+
+namespace invconv::detail::cpu {
+
+/// What lies in the lanes of a vector.
+enum class Layout {
+  images,    // many images: pixel after pixel, nothing but the packing costs more than the arithmetic
+  rows,      // solve, few images of few channels: a band of rows, each one column behind the one above it
+  channels,  // solve, few images of many channels: the output channels of a pixel
+  columns,   // conv: the columns of a row, without packing
+};
+
+/// What a plan must know of an instruction set, for one type of arithmetic.
+struct Machine {
+  std::int64_t lanes[4];  // descending
+  std::int64_t block, rows_block, channel_vectors;
+  std::int64_t element;  // bytes
+};
+
+/// Images [first, first + batch) in one layout. A task is a group of images and a group of channels, or, where these
+/// are fewer than the threads, one of their bands.
+struct Part {
+  Layout layout;
+  std::int64_t lanes;
+  std::int64_t first, batch;
+  std::int64_t images;  // at once
+  std::int64_t bands;   // of rows
+  bool shared;          // whether bands are tasks
+  FilterShape shape;
+  std::int64_t weight_elements, scratch_bytes;
+  std::int64_t edge_pitch;  // layout rows: columns of what a band leaves to the next one
+  std::int64_t edge_elements, ring_elements;
+
+  std::int64_t image_groups() const { return (batch + images - 1) / images; }
+};
+
+struct FilterPlan {
+  std::vector<Part> parts;
+  int threads;
+};
+
+/// Every layout that can hold all the images.
+std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& sizes, bool unit_diagonal,
+                                 int threads);
+
+/// Of no more threads than there are tasks.
+FilterPlan make_plan(std::vector<Part> parts, std::int64_t groups, int threads);
+
+/// The plan of least estimated cost.
+FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& sizes, bool unit_diagonal,
+                       int threads);
+
+/// The machine that the process runs on, with the kernels of storage type T.
+template <class T>
+Machine this_machine();
+
+template <class T>
+std::size_t workspace_size(const FilterPlan& plan, const Sizes& sizes);
+
+/// Carries out a plan for sizes that are clipped and not empty.
+template <class T>
+void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace);
+
+}  // namespace invconv::detail::cpu
