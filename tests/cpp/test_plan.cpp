@@ -247,7 +247,7 @@ Problem problem_of(Random& random, Index most) {
 }
 
 TYPED_TEST(NoPlan, ChangesABitOfRandomProblems) {
-  for (int trial = 0; trial < (is_slow ? 10 : 250); ++trial) {
+  for (int trial = 0; trial < (is_slow ? 8 : 100); ++trial) {
     const Problem problem = problem_of(this->random_, is_slow ? 20000 : 200000);
     const Layout in =
         this->random_.integer(0, 5) == 0 ? this->random_.pick(repeating_layouts) : this->random_.pick(layouts);
@@ -333,7 +333,7 @@ TYPED_TEST(NoPlan, ChangesABitInAnyLayoutOrInPlace) {
 TYPED_TEST(NoPlan, ChangesWhereNanAndInfinitiesGo) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   constexpr double special[] = {std::numeric_limits<double>::quiet_NaN(), infinity, -infinity};
-  for (int trial = 0; trial < (is_slow ? 4 : 150); ++trial) {
+  for (int trial = 0; trial < (is_slow ? 4 : 60); ++trial) {
     const Problem problem = problem_of(this->random_, is_slow ? 10000 : 50000);
     Dense images = random_images(this->random_, problem.image);
     Dense taps = random_weight(this->random_, problem.weight, problem.options, 0.9);

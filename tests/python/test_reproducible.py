@@ -240,3 +240,14 @@ def test_out_and_in_place(
     same = y.clone() if torch_kind else y.copy()
     assert function(same, weight, out=same, **options) is same
     assert bits(same) == expected
+
+
+@pytest.mark.parametrize("function", [invconv.solve, invconv.conv])
+def test_outputs_written_past_the_caches(function) -> None:
+    """A large contiguous output is streamed to memory, one with gaps is not: the same bits."""
+    rng = np.random.default_rng(5)
+    images = rng.standard_normal((1, 1, 1801, 1811), dtype=np.float32)
+    weight = 0.1 * rng.standard_normal((1, 1, 3, 3), dtype=np.float32)
+    gaps = np.zeros((1, 1, 1801, 3622), dtype=np.float32)[..., ::2]
+    function(images, weight, out=gaps)
+    assert np.array_equal(function(images, weight), gaps)
