@@ -253,7 +253,8 @@ def plot_ratios(figures: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(shapes)), shapes, rotation=35, ha="right")
     axes.set_ylabel("time / torch's time")
     axes.set_title("Below the line, invconv is faster than torch's convolution", fontsize=10)
-    axes.legend(fontsize=8)
+    # Below the axes, where it covers no bar.
+    figure.legend(loc="outside lower center", ncols=len(sections), fontsize=8, frameon=False)
     _save(figure, path)
 
 
