@@ -30,24 +30,30 @@ class Times(NamedTuple):
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], seconds: float = 1.0, seed: int = 0
 ) -> dict[str, Times]:
-    """Time each candidate in rounds of one call each until ``seconds`` have passed.
+    """Time each candidate in rounds of one call each for ``seconds``, and for at least 5 rounds.
 
     The order changes from round to round, so that no candidate always finds the caches as the same
-    other one left them. At least 5 rounds are run, after 2 that are not counted.
+    other one left them. Before that a tenth of the time, and at least 2 rounds, are not counted: a
+    first call may load modules and start threads, which takes longer than all that are timed.
     """
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates)
     shuffle = random.Random(seed).shuffle
-    begin = time.perf_counter()
-    rounds = 0
-    while rounds < 7 or time.perf_counter() - begin < seconds:
-        shuffle(order)
-        for name in order:
-            start = time.perf_counter()
-            candidates[name]()
-            samples[name].append(time.perf_counter() - start)
-        rounds += 1
-    return {name: Times.of(values[2:]) for name, values in samples.items()}
+
+    def rounds(seconds: float, least: int) -> dict[str, list[float]]:
+        samples: dict[str, list[float]] = {name: [] for name in candidates}
+        begin = time.perf_counter()
+        done = 0
+        while done < least or time.perf_counter() - begin < seconds:
+            shuffle(order)
+            for name in order:
+                start = time.perf_counter()
+                candidates[name]()
+                samples[name].append(time.perf_counter() - start)
+            done += 1
+        return samples
+
+    rounds(seconds / 10, 2)
+    return {name: Times.of(values) for name, values in rounds(seconds, 5).items()}
 
 
 def geometric_mean(values: Iterable[float]) -> float:

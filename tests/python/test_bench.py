@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,26 @@ def test_the_floor_is_what_its_limits_say() -> None:
 def test_large_images_are_compared_with_copies_from_memory() -> None:
     assert core.copied(SMALL) == SMALL.image_bytes
     assert core.copied(SHAPES["one-4k"]) == core.LARGE
+
+
+# --- timing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0, 2 + 5), (1, 2 + 100), (10, 51 + 1000)])
+def test_a_slow_first_call_takes_no_time_from_those_that_are_counted(
+    seconds: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, count = 0.0, 0
+
+    def call() -> None:
+        nonlocal now, count
+        now += 0.01 if count else 0.5
+        count += 1
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    times = timing.interleaved({"call": call}, seconds)
+    assert times["call"] == pytest.approx((0.01, 0.01, 0.01))
+    assert count == pytest.approx(calls, abs=1)  # sums of 0.01 are not exact
 
 
 # --- the C++ benchmark ---------------------------------------------------------------------------
