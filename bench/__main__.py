@@ -46,40 +46,40 @@ def build() -> None:
     console.print(str(cpp.build()), soft_wrap=True)
 
 
-@app.command()
-def solve(
-    shapes: Shapes = None,
-    threads: Threads = 2,
-    seconds: Seconds = 2.0,
-    core: Core = True,
-    save: Save = False,
-) -> None:
-    """Time solve against torch's conv2d of the same shape, in one interleaved run."""
-    _operation("solve", shapes, threads, seconds, core, save)
+def _time_operation(operation: str, description: str) -> None:
+    """Register the command that times one operation against torch's."""
+
+    @app.command(operation, help=description)
+    def command(
+        shapes: Shapes = None,
+        threads: Threads = 2,
+        seconds: Seconds = 2.0,
+        core: Core = True,
+        save: Save = False,
+    ) -> None:
+        run = _start(threads)
+        chosen = _choose(shapes, SHAPES)
+        figures = None
+        if core and _builds():
+            figures = operations.core_figures(operation, chosen, threads, seconds)
+        rows: Rows = {}
+        for name, shape in track(chosen.items(), "timing", console=console, transient=True):
+            measured = operations.measure(operation, shape, seconds)
+            rows[name] = operations.row(operation, name, shape, measured, figures, threads)
+        _show(report.OPERATION_TITLES, report.operation_rows(rows), run, left=2)
+        _say(report.operation_summary(rows))
+        _keep(operation, rows, run, save)
 
 
-@app.command()
-def backward(
-    shapes: Shapes = None,
-    threads: Threads = 2,
-    seconds: Seconds = 2.0,
-    core: Core = True,
-    save: Save = False,
-) -> None:
-    """Time both gradients of solve against those of torch's conv2d, through autograd."""
-    _operation("backward", shapes, threads, seconds, core, save)
-
-
-@app.command()
-def conv(
-    shapes: Shapes = None,
-    threads: Threads = 2,
-    seconds: Seconds = 2.0,
-    core: Core = True,
-    save: Save = False,
-) -> None:
-    """Time conv against torch's conv2d of the same shape, in one interleaved run."""
-    _operation("conv", shapes, threads, seconds, core, save)
+_time_operation(
+    "solve", "Time solve against torch's conv2d of the same shape, in one interleaved run."
+)
+_time_operation(
+    "backward", "Time both gradients of solve against those of torch's conv2d, through autograd."
+)
+_time_operation(
+    "conv", "Time conv against torch's conv2d of the same shape, in one interleaved run."
+)
 
 
 @app.command(name="core")
@@ -181,28 +181,6 @@ def report_() -> None:
         raise typer.Exit(1)
     for path in report.write(found, results.ROOT):
         console.print(str(path), soft_wrap=True)
-
-
-def _operation(
-    operation: str,
-    names: Sequence[str] | None,
-    threads: int,
-    seconds: float,
-    with_core: bool,
-    save: bool,
-) -> None:
-    run = _start(threads)
-    chosen = _choose(names, SHAPES)
-    figures = None
-    if with_core and _builds():
-        figures = operations.core_figures(operation, chosen, threads, seconds)
-    rows: Rows = {}
-    for name, shape in track(chosen.items(), "timing", console=console, transient=True):
-        measured = operations.measure(operation, shape, seconds)
-        rows[name] = operations.row(operation, name, shape, measured, figures, threads)
-    _show(report.OPERATION_TITLES, report.operation_rows(rows), run, left=2)
-    _say(report.operation_summary(rows))
-    _keep(operation, rows, run, save)
 
 
 def _start(threads: int) -> dict[str, Any]:
