@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse  # type: ignore[import-untyped]
-import scipy.sparse.linalg  # type: ignore[import-untyped]
+import scipy.sparse
+import scipy.sparse.linalg
 import torch
 import torch.nn.functional as F
 from torch import Tensor

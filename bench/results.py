@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import scipy  # type: ignore[import-untyped]
+import scipy
 import torch
 
 import invconv

@@ -325,19 +325,19 @@ def _dtype_name(array: NumpyArray) -> str:
 
 def _numpy(function: str, name: str, array: Any) -> NumpyArray:
     """Return ``array`` as a numpy array that the core can read, without a copy."""
-    if not isinstance(array, np.ndarray):
-        array = _from_dlpack(function, name, array)
-    _check.dtype(function, name, _dtype_name(array))
-    if not array.dtype.isnative:
+    found: NumpyArray = (
+        array if isinstance(array, np.ndarray) else _from_dlpack(function, name, array)
+    )
+    _check.dtype(function, name, _dtype_name(found))
+    if not found.dtype.isnative:
         raise TypeError(
-            f"[{function}] expected {name} in native byte order, but got dtype {array.dtype.str}"
+            f"[{function}] expected {name} in native byte order, but got dtype {found.dtype.str}"
         )
-    steps = [stride for size, stride in zip(array.shape, array.strides, strict=True) if size > 1]
-    if not array.flags.aligned or any(step % array.itemsize for step in steps):
+    steps = [stride for size, stride in zip(found.shape, found.strides, strict=True) if size > 1]
+    if not found.flags.aligned or any(step % found.itemsize for step in steps):
         # The one case that strides in elements cannot describe.
-        array = array.copy()
-    # np.from_dlpack() is typed as an array of anything, copy() as Any.
-    return array  # type: ignore[no-any-return]
+        found = found.copy()
+    return found
 
 
 def _from_dlpack(function: str, name: str, array: Any) -> NumpyArray:

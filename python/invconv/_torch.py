@@ -483,6 +483,7 @@ class _WeightGrad(torch.autograd.Function):
 
 def _apply(function: str, derived: Any, a: Tensor, b: Tensor, *options: Any) -> Tensor:
     """Function.apply, or of it what a plain call needs."""
+    result: Tensor
     if not _is_plain(a, b):
         result = derived.apply(a, b, *options)
     elif _records(a, b):
@@ -490,11 +491,11 @@ def _apply(function: str, derived: Any, a: Tensor, b: Tensor, *options: Any) -> 
         result = super(torch.autograd.Function, derived).apply(a, b, *options)
     else:
         result = _RAW[function](a, b, *options)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 # torch.compile takes each of these into its graph as one operation and does not look inside.
-# (Here and above, torch gives its operators, Function.apply and allow_in_graph no types to check.)
+# (In torch, allow_in_graph has no types to check.)
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _solve(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
     return _apply("solve", _Solve, y, weight, *options)

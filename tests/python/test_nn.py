@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -324,9 +325,9 @@ def test_repr_names_every_argument() -> None:
         ({"bound": float("nan")}, "but got nan"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^\[InverseConv2d\] .*{message}"):
-        InverseConv2d(**{"channels": 4, **arguments})  # type: ignore[arg-type]
+        InverseConv2d(**{"channels": 4, **arguments})
 
 
 def test_wrong_dtype_is_refused() -> None:
@@ -345,9 +346,9 @@ def test_wrong_dtype_is_refused() -> None:
         ({"bound": "a"}, "expected bound to be a number.* but got 'a'"),
     ],
 )
-def test_arguments_of_the_wrong_kind(arguments: dict[str, object], message: str) -> None:
+def test_arguments_of_the_wrong_kind(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=rf"^\[InverseConv2d\] {message}"):
-        InverseConv2d(**{"channels": 4, **arguments})  # type: ignore[arg-type]
+        InverseConv2d(**{"channels": 4, **arguments})
 
 
 def test_the_module_can_be_made_without_values_and_filled_later() -> None:

@@ -110,9 +110,7 @@ def _mnist5k() -> tuple[Images, int]:
 
 def _digits() -> tuple[Images, int]:
     try:
-        # scikit-learn comes without types.
-        # scikit-learn has no types.
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise DataError("digits needs scikit-learn: pip install 'invconv[flows]'") from error
     images = np.asarray(load_digits().images, dtype=np.uint8)
