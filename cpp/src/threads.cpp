@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <string>
@@ -10,6 +12,7 @@
 #include <thread>
 
 #include "invconv/invconv.hpp"
+#include "pause.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <dlfcn.h>
@@ -46,6 +49,35 @@ struct Call {
   }
 };
 
+int available_processors() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    return CPU_COUNT(&set);
+  }
+#endif
+  const unsigned count = std::thread::hardware_concurrency();
+  return count > 0 ? static_cast<int>(count) : 1;
+}
+
+/// Spins until done() or, if that takes longer, for about as long as it takes to wake a sleeping thread; returns
+/// done().
+template <class Done>
+bool spin_until(Done&& done) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+  do {
+    for (int turn = 0; turn < 32; ++turn) {
+      if (done()) {
+        return true;
+      }
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+/// Helpers that have just worked spin for a while before they sleep, and so does a caller that waits for them: many
+/// calls take less time than it takes to wake a thread.
 class Pool {
  public:
   /// Never destroyed: its threads sleep until the process ends.
@@ -70,17 +102,23 @@ class Pool {
       call.work();
       return;
     }
+    grow(threads - 1);
+    call_ = &call;
+    spins_ = threads <= available_processors();
     {
+      // Locked, so that no helper falls asleep between its last look and the notification.
       const std::lock_guard lock(mutex_);
-      grow(threads - 1);
-      call_ = &call;
-      places_ = std::min(threads - 1, size_);
+      state_ = place * static_cast<std::uint32_t>(std::min(threads - 1, size_));
     }
     wake_.notify_all();
     call.work();
+    state_ &= place - 1;
+    if (spins_ && spin_until([this] { return state_ == 0; })) {
+      return;
+    }
     std::unique_lock lock(mutex_);
-    places_ = 0;
-    done_.wait(lock, [this] { return working_ == 0; });
+    state_ |= caller_sleeps;
+    done_.wait(lock, [this] { return state_ == caller_sleeps; });
   }
 
  private:
@@ -100,28 +138,38 @@ class Pool {
   }
 
   void serve() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      wake_.wait(lock, [this] { return places_ > 0; });
-      --places_;
-      ++working_;
-      Call& call = *call_;
-      lock.unlock();
-      call.work();
-      lock.lock();
-      if (--working_ == 0) {
+    const auto joins = [this] {
+      for (std::uint32_t state = state_; state >= place;) {
+        if (state_.compare_exchange_weak(state, state - place + working)) {
+          return true;
+        }
+      }
+      return false;
+    };
+    for (bool spins = false;;) {
+      if (!spins || !spin_until(joins)) {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, joins);
+      }
+      spins = spins_;
+      call_->work();
+      if (state_.fetch_sub(working) == caller_sleeps + working) {
+        const std::lock_guard lock(mutex_);
         done_.notify_one();
       }
     }
   }
 
+  // What state_ counts: helpers inside the present call, and those that may still join it; between them, a flag.
+  static constexpr std::uint32_t working = 1, caller_sleeps = 1 << 15, place = 1 << 16;
+
   std::mutex busy_;  // held by the one caller that uses the pool
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
   int size_ = 0;     // threads started
-  int places_ = 0;   // helpers that may still join the present call
-  int working_ = 0;  // helpers inside the present call
   Call* call_ = nullptr;
+  bool spins_ = false;  // whether there are processors enough for the threads of the present call
+  std::atomic<std::uint32_t> state_{0};
+  std::mutex mutex_;  // locked to sleep, and to be sure that nobody is just about to
+  std::condition_variable wake_, done_;
 };
 
 /// The entry points of an OpenMP runtime that other code of this process has loaded.
@@ -214,17 +262,6 @@ int openmp_environment_threads() {
   return threads >= 1 && threads <= most_threads ? static_cast<int>(threads) : 0;
 }
 
-int available_processors() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    return CPU_COUNT(&set);
-  }
-#endif
-  const unsigned count = std::thread::hardware_concurrency();
-  return count > 0 ? static_cast<int>(count) : 1;
-}
-
 }  // namespace
 
 int num_threads() {
@@ -240,7 +277,7 @@ int num_threads() {
   }
   static const int fallback = [] {
     const int threads = openmp_environment_threads();
-    return threads > 0 ? threads : available_processors();
+    return threads > 0 ? threads : detail::available_processors();
   }();
   return fallback;
 }

@@ -7,6 +7,7 @@
 #endif
 
 #include "cpu/vectors.inl"
+#include "pause.hpp"
 
 namespace invconv::detail::cpu {
 namespace {
@@ -26,11 +27,7 @@ void wait_for(const Band<A>& band, Index columns, Index width) {
   const Index enough = progress_of(band.index - 1, columns < width ? columns : width, width);
   for (int turns = 0; __atomic_load_n(&band.before->columns, __ATOMIC_ACQUIRE) < enough; ++turns) {
     if (turns < 4000) {
-#if defined(__x86_64__) || defined(__i386__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      __asm__ __volatile__("yield");
-#endif
+      pause();
     } else {
 #if defined(__unix__) || defined(__APPLE__)
       sched_yield();
