@@ -304,21 +304,27 @@ inline std::ostream& operator<<(std::ostream& out, const Problem& problem) {
              << (problem.options.transpose ? ", transposed" : "");
 }
 
-/// A small problem of any kind. The sizes reach both sides of 4, 8 and 16, the numbers of lanes and of output channels
-/// that kernels work on at once.
-inline Problem random_problem(Random& random) {
-  constexpr Index batches[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17};
-  constexpr Index channels_of_a_group[] = {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17};
+/// Options of any kind, with one of these numbers of groups.
+inline Options random_options(Random& random, const std::array<Index, 5>& groups) {
   Options options;
-  options.groups = random.pick(std::array<Index, 5>{1, 1, 2, 3, 4});
-  const Index per_group = random.pick(channels_of_a_group);
-  const bool wide = options.groups * per_group > 12;
+  options.groups = random.pick(groups);
   options.corners.clear();
   for (Index group = random.coin() ? options.groups : 1; group > 0; --group) {
     options.corners.push_back(random.pick(all_corners));
   }
   options.unit_diagonal = random.coin();
   options.transpose = random.coin();
+  return options;
+}
+
+/// A small problem of any kind. The sizes reach both sides of 4, 8 and 16, the numbers of lanes and of output channels
+/// that kernels work on at once.
+inline Problem random_problem(Random& random) {
+  constexpr Index batches[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17};
+  constexpr Index channels_of_a_group[] = {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17};
+  const Options options = random_options(random, {1, 1, 2, 3, 4});
+  const Index per_group = random.pick(channels_of_a_group);
+  const bool wide = options.groups * per_group > 12;
   const Index batch = random.pick(batches);
   const Index largest = wide ? 4 : 9;
   const Shape image{wide ? std::min<Index>(batch, 5) : batch, options.groups * per_group, random.integer(0, largest),

@@ -229,14 +229,7 @@ Problem problem_of(Random& random, Index most) {
   constexpr Index sizes[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 18, 31, 32, 33, 47, 64, 65, 70};
   constexpr Index batches[] = {1, 1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 33, 40};
   for (;;) {
-    Options options;
-    options.groups = random.pick(std::array<Index, 5>{1, 1, 1, 2, 3});
-    options.corners.clear();
-    for (Index group = random.coin() ? options.groups : 1; group > 0; --group) {
-      options.corners.push_back(random.pick(all_corners));
-    }
-    options.unit_diagonal = random.coin();
-    options.transpose = random.coin();
+    const Options options = random_options(random, {1, 1, 1, 2, 3});
     const Index channels = random.pick(channels_of_a_group);
     const auto [kernel_height, kernel_width] = random.pick(kernels);
     const Shape image{random.pick(batches), options.groups * channels, random.pick(sizes), random.pick(sizes)};
