@@ -29,8 +29,9 @@ std::string description(const FilterPlan& plan) {
   std::string text;
   for (const Part& part : plan.parts) {
     text += (text.empty() ? "" : " + ") + std::to_string(part.batch) + " in " +
-            layout_names[static_cast<int>(part.layout)] + " of " + std::to_string(part.lanes) + " lanes, " +
-            std::to_string(part.images) + " at once" + (part.shared ? ", bands shared" : "");
+            layout_names[static_cast<int>(part.layout)] + " of " + std::to_string(part.lanes) + " lanes, bands of " +
+            std::to_string(part.shape.band) + ", " + std::to_string(part.images) + " at once" +
+            (part.shared ? ", bands shared" : "");
   }
   return text + ", " + std::to_string(plan.threads) + " threads";
 }
@@ -302,6 +303,26 @@ TYPED_TEST(NoPlan, ChangesABitOfLargerImages) {
                   std::is_same_v<TypeParam, float>);
       if (this->HasFailure() || is_slow) {
         return;
+      }
+    }
+  }
+}
+
+// Bands of one and of two vectors of rows, whole and not, and rows of no, one or several windows without an end.
+TYPED_TEST(NoPlan, ChangesABitOfSmallKernels) {
+  const Index lanes = cpu::this_machine<TypeParam>().lanes[0];
+  for (const Index height : {lanes, 2 * lanes, 2 * lanes + 1, 4 * lanes + 3}) {
+    for (const Index width : {Index{1}, lanes - 1, lanes + 2, 3 * lanes, Index{700}}) {
+      for (Index channels = 1; channels <= (width == 700 ? 2 : 4); ++channels) {
+        Options options;
+        options.unit_diagonal = this->random_.coin();
+        options.corners = {width == 700 ? Corner::tl : this->random_.pick(all_corners)};
+        this->check(Operation::solve, make_problem({1, channels, height, width}, 3, 3, options),
+                    {contiguous, contiguous, contiguous, this->random_.coin(), this->random_.integer(0, 2) == 0},
+                    width != 700);
+        if (this->HasFailure() || is_slow) {
+          return;
+        }
       }
     }
   }

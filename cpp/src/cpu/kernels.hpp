@@ -28,6 +28,9 @@ struct FilterShape {
   bool streamed;       // whether the output is too large for the caches
 };
 
+/// A band of rows in the lanes is one vector of them, or two for kernels of 3 x 3 taps of at most so many channels.
+inline constexpr std::int64_t double_band_kernel = 3, double_band_channels = 2;
+
 /// How far a band is, on a cache line of its own.
 struct alignas(64) Progress {
   std::int64_t columns;

@@ -71,19 +71,24 @@ Part images_part(const Machine& machine, const Sizes& s, FilterShape shape, Inde
   return part;
 }
 
-Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index lanes, int threads) {
-  Part part{Layout::rows, lanes, 0, s.batch, 1, divided_up(s.height, lanes), false, shape, 0, 0, 0, 0, 0};
+/// Bands of one or two vectors of rows.
+Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index lanes, Index vectors, int threads) {
+  const Index rows = vectors * lanes;
+  Part part{Layout::rows, lanes, 0, s.batch, 1, divided_up(s.height, rows), false, shape, 0, 0, 0, 0, 0};
   FilterShape& f = part.shape;
   f.block = equal_blocks(s.channels, machine.rows_block);
-  f.band = lanes;
+  f.band = rows;
   const Index lead = s.kernel_height + s.kernel_width - 2;
   part.shared = s.batch * s.groups < threads && part.bands > 1;
-  part.edge_pitch = lead + s.width + 2 * lanes + s.kernel_height;
+  part.edge_pitch = lead + s.width + 2 * rows + s.kernel_height;
   part.edge_elements = (s.kernel_height - 1) * s.channels * part.edge_pitch;
   part.weight_elements = packed_weight_elements(f);
-  f.pitch = std::min<Index>(divided_up(s.width + lanes - 1, lanes) * lanes, std::max<Index>(512, lanes));
-  part.scratch_bytes = pointer_bytes(s.kernel_height) +
-                       (s.kernel_height * (lead + lanes) + f.pitch + lanes) * s.channels * lanes * machine.element;
+  // A short row at once; else windows that stay in the first level of cache.
+  const Index steps = divided_up(s.width + rows - 1, lanes) * lanes;
+  f.pitch = steps <= 512 ? steps : 128;
+  part.scratch_bytes =
+      pointer_bytes(s.kernel_height) +
+      (s.kernel_height * (lead + lanes) + (f.pitch + lanes) * vectors) * s.channels * lanes * machine.element;
   return part;
 }
 
@@ -135,8 +140,10 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
       each = static_cast<double>(s.height * s.width) * channels * step;
       break;
     case Layout::rows:
-      // Beside the arithmetic, what is moved from lane to lane, and the waiting for the last pixel.
-      each = static_cast<double>(part.bands * (s.width + part.lanes - 1)) * (channels * step + 3 * channels / taps);
+      // Beside the arithmetic, what is moved from lane to lane, and the waiting for the last pixel, during which a
+      // second vector can be worked on.
+      each = static_cast<double>(part.bands * (s.width + part.shape.band - 1) * (part.shape.band / part.lanes)) *
+             (channels * step + (part.shape.band > part.lanes ? 2 : 3) * channels / taps);
       break;
     case Layout::channels:
       each = static_cast<double>(part.bands * (s.width + part.shape.band - 1)) *
@@ -187,7 +194,11 @@ std::vector<Part> possible_parts(const Machine& machine, Operation operation, co
       continue;
     }
     if (s.kernel_height - 1 <= lanes) {  // else a band would need rows of the last but one
-      parts.push_back(rows_part(machine, s, shape, lanes, threads));
+      parts.push_back(rows_part(machine, s, shape, lanes, 1, threads));
+      if (s.kernel_height == double_band_kernel && s.kernel_width == double_band_kernel &&
+          s.channels <= double_band_channels) {
+        parts.push_back(rows_part(machine, s, shape, lanes, 2, threads));
+      }
     }
     for (Index images = 1; images <= std::min(streams, s.batch); images *= 2) {
       parts.push_back(channels_part(machine, s, shape, lanes, images, threads));

@@ -15,13 +15,22 @@ namespace {
 /// Output channels computed together.
 inline constexpr int rows_block = 8;
 
-/// {first, v[0], ..., v[V-2]}
+/// How far ahead the memory of a row is asked for.
+inline constexpr Index columns_ahead = 512;
+
+/// {before[V-1], v[0], ..., v[V-2]}
 template <class A, int V, int... J>
-[[gnu::always_inline]] inline Vector<A, V> shift_in(A first, Vector<A, V> v, std::integer_sequence<int, J...>) {
-  return __builtin_shufflevector(splat<A, V>(first), v, (J == 0 ? 0 : V + J - 1)...);
+[[gnu::always_inline]] inline Vector<A, V> shift(Vector<A, V> before, Vector<A, V> v,
+                                                 std::integer_sequence<int, J...>) {
+  return __builtin_shufflevector(before, v, (V - 1 + J)...);
 }
 
-/// Lane l of `mask(t)` is all ones from step l on, when the row in it has begun.
+template <class A, int V>
+[[gnu::always_inline]] inline Vector<A, V> shift(Vector<A, V> before, Vector<A, V> v) {
+  return shift<A, V>(before, v, std::make_integer_sequence<int, V>{});
+}
+
+/// Lane l of it is 0 before step l, when the row in it begins.
 template <class A, int V>
 [[gnu::always_inline]] inline Vector<A, V> begun(Vector<A, V> value, Index step) {
   if (step < V - 1) {
@@ -35,46 +44,294 @@ template <class A, int V>
   return value;
 }
 
-/// The pixel that lane l works on in step t is (l, t - l). The tap (i, j) of lane l then reads pixel (l - i, t - l -
-/// j), which lane l - i had in step t - i - j. So with X_0[t] the results of step t and X_i[t] = X_0[t] moved up by i
-/// lanes, the operand is X_i[t - i - j], and what moves in from below lane 0 are the last rows of the band above: row
-/// -m at column t + m. With X_i in place of the row of age i this is the row of pixels of filter.inl.
+/// A band at work, tile after tile of V steps. The pixel that row l works on in step t is (l, t - l).
 template <class A>
-struct Shift {
-  Index count;     // kernel_height - 1
-  Index pitch;     // from X_i to X_{i+1}
-  const A* above;  // [m = 1, 2, ...][channel][column]
+struct Tiles {
+  const FilterShape& shape;
+  const A* weight;
+  const A* above;  // the last rows of the band above: [the nearest first][channel][column]
   Index row_pitch, channel_pitch;
-  Index step;  // of the first pixel
+  Index line;      // elements from one row of the window to the next: [channel][row][step]
+  const A** rows;  // of each age, for the row of pixels of filter.inl
+  A* steps;        // what is kept from one tile to the next
 };
 
-template <class A, int V, int OB, int Small>
-void solve_skewed_row(const FilterRow<A>& row, const Shift<A>& shift) {
-  constexpr auto all = std::make_integer_sequence<int, V>{};
-  const Index pixel = row.channels * V, count = Small > 0 ? Small - 1 : shift.count;
-  filter_row<A, V, OB, true, Small>(row, [&](Index s, Index c, Vector<A, V>& value) {
-    const Index step = shift.step + s;
-    value = begun<A, V>(value, step);
+/// Rows that are read each one column behind the one above it: [channel][row][step].
+template <class A>
+struct Skewed {
+  const A* data;
+  Index channel, row;
+};
+
+/// The V steps of a tile to `to`: [step][channel][lane], `pixel` elements to a step.
+template <class A, int V>
+[[gnu::always_inline]] inline void window_to_steps(const A* window, Index line, A* to, Index pixel) {
+  Vector<A, V> tile[V];
+  INVCONV_UNROLL
+  for (int lane = 0; lane < V; ++lane) {
+    tile[lane] = load_unaligned<A, V>(window + lane * line);
+  }
+  transpose<A, V>(tile);
+  INVCONV_UNROLL
+  for (int s = 0; s < V; ++s) {
+    store<A, V>(to + s * pixel, tile[s]);
+  }
+}
+
+template <class A, int V>
+[[gnu::always_inline]] inline void steps_to_window(const A* from, Index pixel, A* window, Index line) {
+  Vector<A, V> tile[V];
+  INVCONV_UNROLL
+  for (int s = 0; s < V; ++s) {
+    tile[s] = load<A, V>(from + s * pixel);
+  }
+  transpose<A, V>(tile);
+  INVCONV_UNROLL
+  for (int lane = 0; lane < V; ++lane) {
+    store_unaligned<A, V>(window + lane * line, tile[lane]);
+  }
+}
+
+// ---- kernels of any size --------------------------------------------------------------------------------------------
+
+/// The tap (i, j) of row l reads pixel (l - i, t - l - j), which row l - i had in step t - i - j. So with X_0[t] the
+/// results of step t and X_i[t] = X_0[t] moved up by i lanes, the operand is X_i[t - i - j], and what moves in from
+/// below lane 0 are the last rows of the band above: row -m at column t + m. With X_i in place of the row of age i this
+/// is the row of pixels of filter.inl.
+template <class A, int V, int OB>
+void solve_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index step) {
+  const FilterShape& shape = tiles.shape;
+  const Index channels = shape.channels, pixel = channels * V, count = shape.kernel_height - 1;
+  const Index lead = count + shape.kernel_width - 1, pitch = (lead + V) * pixel;
+  A* const here = tiles.steps + lead * pixel;  // X_0, X_1, ..., `lead` older steps first
+  const auto above = [&](Index m, Index c) {
+    return tiles.above + (m - 1) * tiles.row_pitch + c * tiles.channel_pitch;
+  };
+  if (step == 0) {  // when only the band above has pixels
+    std::memset(tiles.steps, 0, sizeof(A) * static_cast<std::size_t>((count + 1) * pitch));
+    for (Index t = -lead; t < 0; ++t) {
+      for (Index i = 1; i <= count; ++i) {
+        for (Index c = 0; c < channels; ++c) {
+          A* const to = here + i * pitch + t * pixel + c * V;
+          for (Index lane = 0; lane < i && lane < V; ++lane) {
+            to[lane] = above(i - lane, c)[t + i - lane];
+          }
+        }
+      }
+    }
+  }
+  for (Index c = 0; c < channels; ++c) {
+    window_to_steps<A, V>(in.data + c * in.channel, in.row, here + c * V, pixel);
+  }
+  for (Index i = 0; i <= count; ++i) {
+    tiles.rows[i] = here + i * pitch - (i + shape.kernel_width - 1) * pixel;
+  }
+  const FilterRow<A> row{
+      channels, V,      shape.kernel_height, shape.kernel_width, shape.unit_diagonal, tiles.weight, tiles.rows,
+      here,     nullptr};
+  filter_row<A, V, OB, true, 0>(row, [&](Index s, Index c, Vector<A, V>& value) {
+    value = begun<A, V>(value, step + s);
     Vector<A, V> moved = value;
-    A* to = row.here + s * pixel + c * V;
-    const A* from = shift.above + c * shift.channel_pitch + step;
-    INVCONV_UNROLL
+    A* to = here + s * pixel + c * V;
     for (Index i = 1; i <= count; ++i) {
-      to += shift.pitch;
-      moved = shift_in<A, V>(from[(i - 1) * shift.row_pitch + i], moved, all);
+      to += pitch;
+      moved = shift<A, V>(splat<A, V>(above(i, c)[step + s + i]), moved);
       store<A, V>(to, moved);
     }
   });
+  for (Index c = 0; c < channels; ++c) {
+    steps_to_window<A, V>(here + c * V, pixel, window + c * V * tiles.line, tiles.line);
+  }
+  for (Index i = 0; i <= count; ++i) {
+    std::memmove(tiles.steps + i * pitch, tiles.steps + i * pitch + V * pixel,
+                 sizeof(A) * static_cast<std::size_t>(lead * pixel));
+  }
+}
+
+// ---- small kernels --------------------------------------------------------------------------------------------------
+
+/// The same with K x K taps of C channels and N vectors of rows. Only the results of a step go by way of memory: what
+/// the next step needs would arrive too late from there. Of each X_i the last K - 1 vectors are kept, and the next one
+/// is moved up from X_{i-1} when it is first needed, X_i[t - i] in step t: then row -m moves in at column t.
+template <class A, int V, int N, int C, int K, bool Begins>
+[[gnu::always_inline]] inline void solve_small_steps(const Tiles<A>& tiles, A* tile, Index step) {
+  using Vec = Vector<A, V>;
+  const bool unit_diagonal = tiles.shape.unit_diagonal;
+  A* const kept = tile + V * N * C * V;
+  Vec x[K][K - 1][N][C];  // X_i[t - i - 1], X_i[t - i - 2], ...
+  const auto for_kept = [&](auto&& each) {
+    INVCONV_UNROLL
+    for (int i = 0; i < K; ++i) {
+      INVCONV_UNROLL
+      for (int j = 0; j < K - 1; ++j) {
+        INVCONV_UNROLL
+        for (int n = 0; n < N; ++n) {
+          INVCONV_UNROLL
+          for (int c = 0; c < C; ++c) {
+            each(kept + (((i * (K - 1) + j) * N + n) * C + c) * V, x[i][j][n][c]);
+          }
+        }
+      }
+    }
+  };
+  for_kept([](const A* from, Vec& to) { to = load<A, V>(from); });
+  Vec single[C == 1 ? K * K : 1];
+  if constexpr (C == 1) {
+    INVCONV_UNROLL
+    for (int k = 0; k < K * K; ++k) {
+      single[k] = splat<A, V>(tiles.weight[k]);
+    }
+  }
+  const auto weight = [&](int k) {
+    if constexpr (C == 1) {
+      return single[k];
+    } else {
+      return splat<A, V>(tiles.weight[k]);
+    }
+  };
+  const auto take_step = [&](Index s) __attribute__((always_inline)) {
+    A* const here = tile + s * (N * C * V);
+    Vec sum[N][C];
+    INVCONV_UNROLL
+    for (int n = 0; n < N; ++n) {
+      INVCONV_UNROLL
+      for (int c = 0; c < C; ++c) {
+        sum[n][c] = load<A, V>(here + (n * C + c) * V);
+      }
+    }
+    INVCONV_UNROLL
+    for (int i = K - 1; i >= 0; --i) {
+      Vec next[N][C];
+      if (i > 0) {
+        INVCONV_UNROLL
+        for (int c = 0; c < C; ++c) {
+          Vec before = splat<A, V>(tiles.above[(i - 1) * tiles.row_pitch + c * tiles.channel_pitch + step + s]);
+          INVCONV_UNROLL
+          for (int n = 0; n < N; ++n) {
+            next[n][c] = shift<A, V>(before, x[i - 1][0][n][c]);
+            before = x[i - 1][0][n][c];
+          }
+        }
+      }
+      INVCONV_UNROLL
+      for (int j = K - 1; j >= (i > 0 ? 0 : 1); --j) {
+        INVCONV_UNROLL
+        for (int c = 0; c < C; ++c) {
+          INVCONV_UNROLL
+          for (int n = 0; n < N; ++n) {
+            const Vec value = j > 0 ? x[i][j - 1][n][c] : next[n][c];
+            INVCONV_UNROLL
+            for (int o = 0; o < C; ++o) {
+              const int k = (((K - 1 - i) * K + K - 1 - j) * C + c) * C + o;
+              sum[n][o] = multiply_add<A, V>(value, weight(k), sum[n][o]);
+            }
+          }
+        }
+      }
+      if (i > 0) {
+        INVCONV_UNROLL
+        for (int n = 0; n < N; ++n) {
+          INVCONV_UNROLL
+          for (int c = 0; c < C; ++c) {
+            INVCONV_UNROLL
+            for (int j = K - 2; j > 0; --j) {
+              x[i][j][n][c] = x[i][j - 1][n][c];
+            }
+            x[i][0][n][c] = next[n][c];
+          }
+        }
+      }
+    }
+    INVCONV_UNROLL
+    for (int n = 0; n < N; ++n) {
+      INVCONV_UNROLL
+      for (int c = 0; c < C; ++c) {
+        constexpr int square = (K * K - 1) * C * C;
+        if (!unit_diagonal) {
+          sum[n][c] = sum[n][c] / weight(square + c * C + c);
+        }
+        INVCONV_UNROLL
+        for (int o = c + 1; o < C; ++o) {
+          sum[n][o] = multiply_add<A, V>(sum[n][c], weight(square + c * C + o), sum[n][o]);
+        }
+        if constexpr (Begins) {
+          sum[n][c] = begun<A, V>(sum[n][c], step + s - n * V);
+        }
+        INVCONV_UNROLL
+        for (int j = K - 2; j > 0; --j) {
+          x[0][j][n][c] = x[0][j - 1][n][c];
+        }
+        x[0][0][n][c] = sum[n][c];
+        // The sign of a zero among the operands can only change that of another zero, and here all of them become one.
+        store<A, V>(here + (n * C + c) * V, sum[n][c] + Vec{});
+      }
+    }
+  };
+  constexpr int together = Begins ? 1 : 2;  // so that less is moved from register to register
+  for (Index s = 0; s < V; s += together) {
+    INVCONV_UNROLL
+    for (int u = 0; u < together; ++u) {
+      take_step(s + u);
+    }
+  }
+  for_kept([](A* to, const Vec& from) { store<A, V>(to, from); });
+}
+
+template <class A, int V, int N, int C>
+void solve_small_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index step) {
+  constexpr int K = small_kernel, pixel = N * C * V;
+  A* const tile = tiles.steps;  // [step][vector][channel][lane], then what the next tile needs
+  if (step == 0) {
+    std::memset(tile + V * pixel, 0, sizeof(A) * K * (K - 1) * pixel);
+  }
+  INVCONV_UNROLL
+  for (int c = 0; c < C; ++c) {
+    INVCONV_UNROLL
+    for (int n = 0; n < N; ++n) {
+      window_to_steps<A, V>(in.data + c * in.channel + n * V * in.row, in.row, tile + (n * C + c) * V, pixel);
+    }
+  }
+  if (step < N * V) {
+    solve_small_steps<A, V, N, C, K, true>(tiles, tile, step);
+  } else {
+    solve_small_steps<A, V, N, C, K, false>(tiles, tile, step);
+  }
+  INVCONV_UNROLL
+  for (int c = 0; c < C; ++c) {
+    INVCONV_UNROLL
+    for (int n = 0; n < N; ++n) {
+      steps_to_window<A, V>(tile + (n * C + c) * V, pixel, window + (c * N + n) * V * tiles.line, tiles.line);
+    }
+  }
 }
 
 template <class A>
-using SkewedRowFunction = void (*)(const FilterRow<A>&, const Shift<A>&);
+using TileFunction = void (*)(const Tiles<A>&, const Skewed<A>& in, A* window, Index step);
 
-template <class A, int V, int Small, int... OB>
-SkewedRowFunction<A> skewed_row_of(Index block, std::integer_sequence<int, OB...>) {
-  static constexpr SkewedRowFunction<A> table[] = {solve_skewed_row<A, V, OB + 1, Small>...};
+template <class A, int V, int... OB>
+TileFunction<A> tile_of(Index block, std::integer_sequence<int, OB...>) {
+  static constexpr TileFunction<A> table[] = {solve_tile<A, V, OB + 1>...};
   return table[block - 1];
 }
+
+template <class A, int V, int N, int... C>
+TileFunction<A> small_tile_of(Index channels, std::integer_sequence<int, C...>) {
+  static constexpr TileFunction<A> table[] = {solve_small_tile<A, V, N, C + 1>...};
+  return table[channels - 1];
+}
+
+template <class A, int V>
+TileFunction<A> tile_of(const FilterShape& shape) {
+  if (shape.band == 2 * V) {
+    return small_tile_of<A, V, 2>(shape.channels, std::make_integer_sequence<int, double_band_channels>{});
+  }
+  if (is_small(shape)) {
+    return small_tile_of<A, V, 1>(shape.channels, std::make_integer_sequence<int, small_channels>{});
+  }
+  return tile_of<A, V>(shape.block, std::make_integer_sequence<int, rows_block>{});
+}
+
+// ---- bands ----------------------------------------------------------------------------------------------------------
 
 /// Columns [first, first + n) of a row of `width`, those outside of it 0.
 template <class A, int V, class T>
@@ -108,108 +365,84 @@ void copy_columns_out(T* row, Index step, Index first, Index n, Index width, con
   }
 }
 
-/// One band, rows [V band, V band + V) of one image.
+/// Of the vectors of memory that `row` lies in, the elements before `column` in the same one.
+template <int V, class T>
+Index unfilled(const T* row, Index step, Index column) {
+  const auto at = reinterpret_cast<std::uintptr_t>(row) / sizeof(T) + static_cast<std::uintptr_t>(column);
+  return step == 1 ? static_cast<Index>(at % V) : 0;
+}
+
+/// One band of one image, `shape.band` rows.
 template <class T, int V>
 void solve_rows(const FilterShape& shape, const Images<const T>& in, const Images<T>& out, const Arithmetic<T>* packed,
                 const Band<Arithmetic<T>>& band, void* scratch) {
   using A = Arithmetic<T>;
-  const Index channels = shape.channels, width = shape.width, kernel_height = shape.kernel_height;
-  const Index first = band.index * V, live = first + V <= shape.height ? V : shape.height - first;
-  const Index pixel = channels * V, lead = kernel_height - 1 + shape.kernel_width - 1, pitch = (lead + V) * pixel;
-  const auto function =
-      is_small(shape) ? skewed_row_of<A, V, small_kernel>(channels, std::make_integer_sequence<int, small_channels>{})
-                      : skewed_row_of<A, V, 0>(shape.block, std::make_integer_sequence<int, rows_block>{});
-  const A** const rows = static_cast<const A**>(scratch);
-  A* const steps = static_cast<A*>(skip_pointers(scratch, kernel_height));  // X_0, X_1, ..., `lead` older steps first
-  A* const here = steps + lead * pixel;
-  for (Index i = 0; i < kernel_height; ++i) {
-    rows[i] = here + i * pitch - (i + shape.kernel_width - 1) * pixel;
-  }
-  const FilterRow<A> row{channels, V,    kernel_height, shape.kernel_width, shape.unit_diagonal, packed,
-                         rows,     here, nullptr};
-  Shift<A> shift{kernel_height - 1, pitch, band.above, channels * band.pitch, band.pitch, 0};
-
-  // Before the first step only the band above has pixels.
-  wait_for(band, kernel_height, width);
-  std::memset(steps, 0, sizeof(A) * static_cast<std::size_t>(kernel_height * pitch));
-  for (Index t = -lead; t < 0; ++t) {
-    for (Index i = 1; i < kernel_height; ++i) {
-      for (Index c = 0; c < channels; ++c) {
-        A* const to = here + i * pitch + t * pixel + c * V;
-        for (Index lane = 0; lane < i && lane < V; ++lane) {
-          const Index m = i - lane;
-          to[lane] = band.above[((m - 1) * channels + c) * band.pitch + t + m];
-        }
+  const Index channels = shape.channels, width = shape.width, kernel_height = shape.kernel_height, rows = shape.band;
+  const Index first = band.index * rows, live = first + rows <= shape.height ? rows : shape.height - first;
+  const Index lead = kernel_height - 1 + shape.kernel_width - 1;
+  const auto function = tile_of<A, V>(shape);
+  A* const steps = static_cast<A*>(skip_pointers(scratch, kernel_height));
+  A* const window = steps + kernel_height * (lead + V) * channels * V + V;
+  const Tiles<A> tiles{
+      shape, packed, band.above, channels * band.pitch, band.pitch, shape.pitch + V, static_cast<const A**>(scratch),
+      steps};
+  const auto line = [&](Index c, Index row) { return window + (c * rows + row) * tiles.line; };
+  const auto from = [&](Index c, Index row) { return in.data + (first + row) * in.row + c * in.channel; };
+  const auto for_live = [&](auto&& each) {
+    for (Index c = 0; c < channels; ++c) {
+      for (Index row = 0; row < live; ++row) {
+        each(c, row);
       }
     }
-  }
+  };
 
-  // The rows are read and written in long pieces, by way of a window that lies well in the cache whatever their
-  // strides.
+  // The rows are written in long pieces, by way of a window that lies well in the cache whatever their strides; what
+  // does not fill a vector of the output waits for the next window.
   const Index total = (width + live - 1 + V - 1) / V * V;
-  A* const window = steps + kernel_height * pitch;  // [channel][lane][step]
+  for_live([&](Index c, Index row) { prefetch_columns(from(c, row), in.column, -row, columns_ahead, width); });
+  for (Index c = 0; c < channels; ++c) {
+    for (Index row = live; row < rows; ++row) {
+      std::memset(line(c, row), 0, sizeof(A) * static_cast<std::size_t>(shape.pitch));
+    }
+  }
   for (Index start = 0; start < total; start += shape.pitch) {
     const Index n = total - start < shape.pitch ? total - start : shape.pitch;
-    const auto line = [&](Index c, Index lane) { return window + (c * V + lane) * (shape.pitch + V); };
-    for (Index c = 0; c < channels; ++c) {
-      const T* from = in.data + first * in.row + c * in.channel;
-      for (Index lane = 0; lane < V; ++lane) {
-        if (lane < live) {
-          if (lane + 1 < live) {
-            prefetch_columns(from + (lane + 1) * in.row, in.column, start - lane - 1, n, width);
-          }
-          copy_columns_in<A, V>(from + lane * in.row, in.column, start - lane, n, width, line(c, lane));
-        } else {
-          std::memset(line(c, lane), 0, sizeof(A) * static_cast<std::size_t>(n));
-        }
+    // Whole pieces of the rows are read from where they are.
+    Skewed<A> skewed{window, rows * tiles.line, tiles.line};
+    if constexpr (std::is_same_v<T, A>) {
+      if (in.column == 1 && live == rows && start >= rows - 1 && start + n <= width) {
+        skewed = {from(0, 0) + start, in.channel, in.row - 1};
       }
     }
-    for (Index t = start; t < start + n; t += V) {
-      for (Index c = 0; c < channels; ++c) {
-        Vector<A, V> tile[V];
-        INVCONV_UNROLL
-        for (int lane = 0; lane < V; ++lane) {
-          tile[lane] = load_unaligned<A, V>(line(c, lane) + t - start);
-        }
-        transpose<A, V>(tile);
-        INVCONV_UNROLL
-        for (int s = 0; s < V; ++s) {
-          store<A, V>(here + s * pixel + c * V, tile[s]);
-        }
-      }
+    if (skewed.data == window) {
+      for_live([&](Index c, Index row) {
+        copy_columns_in<A, V>(from(c, row), in.column, start - row, n, width, line(c, row));
+      });
+    }
+    for (Index t = start; t < start + n; t += V, skewed.data += V) {
+      for_live(
+          [&](Index c, Index row) { prefetch_columns(from(c, row), in.column, t + columns_ahead - row, V, width); });
       wait_for(band, t + V - 1 + kernel_height, width);
-      shift.step = t;
-      function(row, shift);
+      function(tiles, skewed, window + t - start, t);
       for (Index c = 0; c < channels; ++c) {
-        Vector<A, V> tile[V];
-        INVCONV_UNROLL
-        for (int s = 0; s < V; ++s) {
-          tile[s] = load<A, V>(here + s * pixel + c * V);
-        }
-        transpose<A, V>(tile);
-        INVCONV_UNROLL
-        for (int lane = 0; lane < V; ++lane) {
-          store_unaligned<A, V>(line(c, lane) + t - start, tile[lane]);
-        }
         // The last rows, for the band below.
         for (Index m = 1; m < kernel_height; ++m) {
-          copy_columns_out<A, V>(band.below + ((m - 1) * channels + c) * band.pitch, Index{1}, t - (V - m), Index{V},
-                                 width, line(c, V - m) + t - start);
+          copy_columns_out<A, V>(band.below + ((m - 1) * channels + c) * band.pitch, Index{1}, t - (rows - m), Index{V},
+                                 width, line(c, rows - m) + t - start);
         }
       }
-      finished(band, t + 1 < width ? t + 1 : width - 1, width);
-      // The older steps of the next ones.
-      for (Index i = 0; i < kernel_height; ++i) {
-        std::memmove(steps + i * pitch, steps + i * pitch + V * pixel,
-                     sizeof(A) * static_cast<std::size_t>(lead * pixel));
-      }
+      const Index columns = t + V - rows + 1 < width ? t + V - rows + 1 : width - 1;
+      finished(band, columns < 0 ? 0 : columns, width);
     }
-    for (Index c = 0; c < channels; ++c) {
-      T* to = out.data + first * out.row + c * out.channel;
-      for (Index lane = 0; lane < live; ++lane) {
-        copy_columns_out<A, V>(to + lane * out.row, out.column, start - lane, n, width, line(c, lane), shape.streamed);
-      }
-    }
+    for_live([&](Index c, Index row) {
+      T* const to = out.data + (first + row) * out.row + c * out.channel;
+      A* const here = line(c, row);
+      const Index before = start == 0 ? 0 : unfilled<V>(to, out.column, start - row);
+      const Index after = start + n == total ? 0 : unfilled<V>(to, out.column, start + n - row);
+      copy_columns_out<A, V>(to, out.column, start - row - before, n + before - after, width, here - before,
+                             shape.streamed);
+      store_unaligned<A, V>(here - V, load_unaligned<A, V>(here + n - V));
+    });
   }
   finish_streams();
   finished(band, width, width);
