@@ -79,10 +79,10 @@ void copy_out(T* to, Index step, Index n, const A* from, [[maybe_unused]] bool s
     if constexpr (std::is_same_v<T, A> && Step == 1 && can_stream<A, V>) {
       if (streamed) {
         for (; k < n && reinterpret_cast<std::uintptr_t>(to + k) % sizeof(Vector<A, V>) != 0; ++k) {
-          to[k] = from[k];
+          narrow(from[k], to[k]);
         }
         for (; k + V <= n; k += V) {
-          stream<A, V>(to + k, load_unaligned<A, V>(from + k));
+          stream<A, V>(reinterpret_cast<A*>(to + k), load_unaligned<A, V>(from + k));
         }
       }
     }
