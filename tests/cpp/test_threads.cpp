@@ -1,6 +1,7 @@
 // The pool: every task once, whoever calls; and the settings of the number of threads.
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "loops.hpp"
@@ -61,6 +62,17 @@ TEST(ParallelFor, OrdersOneLoopBeforeTheNext) {
     });
     for (const int value : values) {
       ASSERT_EQ(value, round);
+    }
+  }
+}
+
+// A loop may find the helper of the one before it spinning, asleep, or about to fall asleep, which it does after 50 us.
+TEST(ParallelFor, RunsEachTaskOnceWheneverItIsCalled) {
+  Random random(1);
+  for (int round = 0; round < 2000; ++round) {
+    ASSERT_TRUE(runs_each_task_once(2, 8));
+    const auto pause = std::chrono::microseconds(random.integer(0, 100));
+    for (const auto begin = std::chrono::steady_clock::now(); std::chrono::steady_clock::now() - begin < pause;) {
     }
   }
 }
