@@ -305,7 +305,10 @@ def test_kill_9_and_resume(finished: Path, images: Path, tmp_path: Path, delay: 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_control_c(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    # In the background of a script interrupts are ignored, which a program inherits.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(options(images, out, epochs=100_000))
+    signal.signal(signal.SIGINT, before)
     wait_for_epochs(process, out, 2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
