@@ -309,6 +309,7 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
   using A = Arithmetic<T>;
   const Index kernel_height = shape.kernel_height, kernel_width = shape.kernel_width;
   const Index taps = kernel_width * kernel_height, images_rows = unit.images * unit.rows;
+  const bool by_rows = shape.by_rows;
   A* const packed_g = scratch;
   A* const packed_x = packed_g + shape.outputs * shape.g_line;
 
@@ -320,8 +321,8 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
                                       correlate_tile<A, V, 3, half>, correlate_tile<A, V, 4, half>};
 
   Tile<A> tile{};
-  tile.runs = shape.by_rows ? images_rows : 1;
-  tile.run = shape.by_rows ? unit.columns : images_rows * unit.columns;
+  tile.runs = by_rows ? images_rows : 1;
+  tile.run = by_rows ? unit.columns : images_rows * unit.columns;
   tile.x_run = correlation_x_row(shape, unit.columns, V);
   tile.g_line = shape.g_line;
   tile.sum_pitch = shape.inputs * taps;
@@ -332,9 +333,10 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
     tile.runs = 1;
     tile.x_step = tile.x_run;
   }
+  const Index runs = tile.runs, run = tile.run;
   // From a line of x to the one for the next column to the left, and from that to the next input's.
-  const Index next_column = shape.by_rows ? -1 : shape.x_line;
-  const Index next_input = shape.by_rows ? shape.x_line + kernel_width - 1 : shape.x_line;
+  const Index next_column = by_rows ? -1 : shape.x_line;
+  const Index next_input = by_rows ? shape.x_line + kernel_width - 1 : shape.x_line;
 
   const Line g_line{correlation_g_row(shape, unit.columns, V), shape.g_line};
   clear_ends<A, V>(shape.outputs, tile.runs, tile.run, packed_g, g_line);
@@ -348,25 +350,35 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
     const Index inputs = channels * taps;
     for (Index o = 0; o < shape.outputs; o += tile_outputs) {
       const Index outputs = o + tile_outputs <= shape.outputs ? tile_outputs : shape.outputs - o;
-      tile.g = packed_g + o * shape.g_line;
       // The present tap's line, counted from the top: row i of the kernel reads kernel_height - 1 - i rows further
       // down.
-      const A* line = packed_x + (shape.by_rows ? tile.x_run - whole_vectors(unit.columns, V) : 0);
-      Index i = 0, j = 0;
+      const A* const first_line = packed_x + (by_rows ? tile.x_run - whole_vectors(unit.columns, V) : 0);
+      const A* line = first_line;
+      Index i = 0, j = 0, c = 0;
       for (Index k = 0; k < inputs;) {
         const bool is_wide = inputs - k > half;
         const Index size = is_wide ? tile_inputs : half;
         tile.inputs = k + size <= inputs ? size : inputs - k;
+        // Rows of g for which the tap lies above the image: whole vectors of them are left out.
+        const Index reach = i - unit.row, rows = reach < 0 ? 0 : (reach < unit.rows ? reach : unit.rows);
+        const Index above = rows * unit.images * g_line.row / V * V, x_above = by_rows ? rows * row : above;
+        tile.g = packed_g + o * shape.g_line + above;
+        tile.runs = runs > 1 ? runs - rows * unit.images : 1;
+        tile.run = runs > 1 ? run : run - above;
         for (Index at = 0; at < size; ++at) {
           if (at >= tile.inputs) {
             tile.input[at] = tile.input[0];
             continue;
           }
-          tile.input[at] = line + (kernel_height - 1 - i) * row;
-          if (++i == kernel_height) {
-            i = 0;
-            line += ++j == kernel_width ? next_input : next_column;
-            j = j == kernel_width ? 0 : j;
+          tile.input[at] = line + (kernel_height - 1 - i) * row + x_above;
+          line += ++j == kernel_width ? next_input : next_column;
+          if (j == kernel_width) {
+            j = 0;
+            if (++c == channels) {
+              c = 0;
+              line = first_line;
+              ++i;
+            }
           }
         }
         tile.ahead = tiles < shape.outputs                  ? rows_below(g, unit, tiles, packed_g)

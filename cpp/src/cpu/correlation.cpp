@@ -103,17 +103,20 @@ void add(Index n, const double* from, double* to) {
   }
 }
 
-/// Stores the derivatives of output `o`, whose sums are [c][j][i]; `s` are the clipped sizes.
+/// Stores the derivatives of output `o`, whose sums are [i][c][j] for `at_once` inputs after the others; `s` are the
+/// clipped sizes.
 template <class T>
-void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, const double* sums) {
+void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, Index at_once, const double* sums) {
   const Taps<T>& dw = problem.groups[static_cast<std::size_t>(group)].dw;
   for (Index c = 0; c < s.channels; ++c) {
     const bool reads_anchor = c < o || (c == o && !problem.unit_diagonal);
+    const Index first = c / at_once * at_once, inputs = std::min(at_once, s.channels - first);
     for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
       for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
         const bool has_sum = sums != nullptr && i < s.kernel_height && j < s.kernel_width;
-        const double sum =
-            has_sum && (reads_anchor || i > 0 || j > 0) ? sums[(c * s.kernel_width + j) * s.kernel_height + i] : 0;
+        const double sum = has_sum && (reads_anchor || i > 0 || j > 0)
+                               ? sums[(first * s.kernel_height + i * inputs + c - first) * s.kernel_width + j]
+                               : 0;
         T& to = dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column];
         if constexpr (std::is_same_v<T, float16>) {
           to = to_float16(static_cast<float>(sum));
@@ -144,7 +147,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
   using A = Arithmetic<T>;
   const Kernels<T>& table = kernels<T>();
   const Sizes s = clipped(problem.sizes);
-  Index parts = 0;
+  Index parts = 0, inputs_at_once = 1;
   std::size_t sum_bytes = 0;
   auto* const sums = static_cast<std::byte*>(workspace);
   const auto sum_of = [&](Index group, Index part) {
@@ -155,6 +158,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
     const CorrelationPlan<T> plan(table, s);
     parts = plan.parts;
     sum_bytes = plan.sum_bytes;
+    inputs_at_once = plan.shape.inputs_at_once;
     auto* const columns = reinterpret_cast<A*>(sums + sum_bytes * static_cast<std::size_t>(parts * s.groups));
     auto* const scratch = reinterpret_cast<std::byte*>(columns) + plan.column_bytes;
     if (!plan.shape.by_rows) {
@@ -190,7 +194,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
       for (Index part = 1; part < parts; ++part) {
         add(row_sums(s), sum_of(group, part) + row, sum_of(group, 0) + row);
       }
-      store(problem, s, group, o, parts > 0 ? sum_of(group, 0) + row : nullptr);
+      store(problem, s, group, o, inputs_at_once, parts > 0 ? sum_of(group, 0) + row : nullptr);
     }
   }
 }

@@ -90,7 +90,8 @@ struct Kernels {
   void (*conv_columns)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,
                        std::int64_t begin, std::int64_t end, const A* packed, void* scratch);
 
-  /// Adds the unit's products to sum[o][c][j][i], for output o and the tap (i, j) of input c. A lane adds up at most
+  /// Adds the unit's products to sum[o][i][c][j], for output o and the tap (i, j) of input c, or rather, where not all
+  /// inputs are packed at once, to one such array [i][c][j] after the other for those that are. A lane adds up at most
   /// correlation_chain products, so a unit has at most that many vectors of pixels. Unless rows are packed by
   /// themselves, `column` is the column, counted from the unit's first one, of each element of a line of x. It and
   /// `scratch`, which holds correlation_scratch_size(shape) elements, are aligned to 64 bytes.
