@@ -44,6 +44,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -799,6 +800,28 @@ def test_not_finite_values_in_weight_grad(
         result = invconv.weight_grad(first, second, kernel, **options)
         assert not np.any(np.isfinite(result)[must])
         assert np.all(np.isfinite(result)[~(may & read)])
+
+
+@pytest.mark.parametrize("function", [invconv.solve, invconv.conv])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 40, 40), (33, 2, 9, 9), (1, 16, 8, 8), (4, 20, 5, 5), (1, 3, 70, 4), (2, 5, 17, 19)],
+)
+def test_a_bad_tap_outside_the_image_is_no_tap(
+    function: Callable[[Array, Array], Array], bad: float, shape: tuple[int, int, int, int]
+) -> None:
+    """Pixels too near the corner for a tap do not see it, in batches and images of any kind."""
+    random = np.random.default_rng(3)
+    channels = shape[1]
+    images = random.standard_normal(shape).astype(np.float32)
+    for i, j in ((0, 1), (1, 0), (1, 2), (2, 2)):
+        weight = np.zeros((channels, channels, 3, 3), dtype=np.float32)
+        weight[random.integers(channels), random.integers(channels), 2 - i, 2 - j] = bad
+        result = function(images, weight)
+        reaches = (np.arange(shape[2]) >= i)[:, None] & (np.arange(shape[3]) >= j)
+        assert np.all(np.isfinite(result[:, :, ~reaches]))
+        assert not np.all(np.isfinite(result[:, :, reaches]), axis=1).any()
 
 
 @pytest.mark.parametrize("transpose", [False, True])

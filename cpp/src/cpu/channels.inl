@@ -6,7 +6,7 @@
 #include <cstring>
 #include <utility>
 
-#include "cpu/packing.inl"
+#include "cpu/filter.inl"
 #include "cpu/wait.inl"
 
 namespace invconv::detail::cpu {
@@ -14,6 +14,9 @@ namespace {
 
 /// Pixels that do not depend on each other, and hide the latency of a multiplication.
 inline constexpr int streams = 4;
+
+/// Columns after which a band tells the one below how far it is.
+inline constexpr Index hand_over = 4;
 
 /// Vectors of output channels computed together.
 inline constexpr int channel_vectors = INVCONV_CHANNEL_VECTORS;
@@ -53,10 +56,11 @@ template <class A, int V, class All>
   return above_lane<A, V>(lane, multiply_add<A, V>(a, b, c), c, all);
 }
 
-/// One pixel of each stream. at[i][q] is where channel 0 of stream q's pixel would be, i rows up.
+/// One pixel of each stream. at[i][q] is where channel 0 of stream q's pixel would be, i rows up. Taps that reach more
+/// than `above` rows up or `left` pixels to the left lie outside the image for all the streams, and are left out.
 template <class A, int V, int M>
-void solve_pixels(const FilterShape& shape, Index pixel, const A* weight, const A* const* at, A* const* here,
-                  const bool* live) {
+void solve_pixels(const FilterShape& shape, Index above, Index left, Index pixel, const A* weight, const A* const* at,
+                  A* const* here, const bool* live) {
   using Vec = Vector<A, V>;
   constexpr auto all = std::make_integer_sequence<int, V>{};
   constexpr int block = M * V;
@@ -84,9 +88,11 @@ void solve_pixels(const FilterShape& shape, Index pixel, const A* weight, const 
         }
       }
     };
-    for (Index i = shape.kernel_height - 1; i >= 0; --i) {
+    w += (shape.kernel_height - 1 - above) * shape.kernel_width * channels * block;
+    for (Index i = above; i >= 0; --i) {
       const A* const* x = at + i * streams;
-      for (Index j = shape.kernel_width - 1; j >= 0; --j) {
+      w += (shape.kernel_width - 1 - left) * channels * block;
+      for (Index j = left; j >= 0; --j) {
         const Index back = j * pixel;
         add(x[0] - back, x[1] - back, x[2] - back, x[3] - back, i == 0 && j == 0 ? first : channels);
       }
@@ -117,7 +123,7 @@ void solve_pixels(const FilterShape& shape, Index pixel, const A* weight, const 
       INVCONV_UNROLL
       for (int m = 0; m < M; ++m) {
         if (live[q]) {
-          store<A, V>(here[q] + first + m * V, sum[m][q]);
+          store<A, V>(here[q] + first + m * V, settled(sum[m][q]));
         }
       }
     }
@@ -125,7 +131,8 @@ void solve_pixels(const FilterShape& shape, Index pixel, const A* weight, const 
 }
 
 template <class A>
-using PixelsFunction = void (*)(const FilterShape&, Index, const A*, const A* const*, A* const*, const bool*);
+using PixelsFunction = void (*)(const FilterShape&, Index, Index, Index, const A*, const A* const*, A* const*,
+                                const bool*);
 
 template <class A, int V, int... M>
 PixelsFunction<A> pixels_of(Index vectors, std::integer_sequence<int, M...>) {
@@ -178,29 +185,35 @@ void solve_channels(const FilterShape& shape, Index images, const Images<const T
     row[q] = q % shape.band;
   }
   for (Index t = 0; t < width + rows - 1; ++t) {
-    if (t % 8 == 0) {
-      wait_for(band, t + 8, width);
+    if (t % hand_over == 0) {
+      wait_for(band, t + hand_over, width);
       // What another core has written comes over slowly: ask for all of it at once.
       for (Index r = 1; band.before != nullptr && r < kernel_height; ++r) {
         const A* const above = at(0, first - r);
-        for (Index k = t * pixel; k < (t + 8) * pixel && k < width * pixel; k += 64 / static_cast<Index>(sizeof(A))) {
+        for (Index k = t * pixel; k < (t + hand_over) * pixel && k < width * pixel;
+             k += 64 / static_cast<Index>(sizeof(A))) {
           __builtin_prefetch(above + k, 0, 3);
         }
       }
     }
+    Index above = 0, left = 0;
     for (int q = 0; q < streams; ++q) {
       const Index column = t - row[q];
       live[q] = image[q] < images && row[q] < rows && column >= 0 && column < width;
       // A stream without a pixel works on the first one's, and keeps the result to itself.
       const Index e = live[q] ? image[q] : 0, r = live[q] ? row[q] : 0;
       const Index s = live[q] ? column : 0;
+      above = above < first + r ? first + r : above;
+      left = left < s ? s : left;
       here[q] = at(e, first + r) + s * pixel;
       for (Index i = 0; i < kernel_height; ++i) {
         table[i * streams + q] = at(e, first + r - i) + s * pixel;
       }
     }
-    function(shape, pixel, packed, table, here, live);
-    if (t % 8 == 7 && t < width - 1) {
+    above = above < kernel_height - 1 ? above : kernel_height - 1;
+    left = left < shape.kernel_width - 1 ? left : shape.kernel_width - 1;
+    function(shape, above, left, pixel, packed, table, here, live);
+    if ((t + 1) % hand_over == 0 && t < width - 1) {
       finished(band, t - (rows - 1) + 1, width);
     }
   }

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "cpu/packing.inl"
+#include "cpu/filter.inl"
 
 namespace invconv::detail::cpu {
 namespace {
@@ -19,6 +19,7 @@ struct FilterLine {
   const A* const* rows;  // of each age, at the oldest pixel that the first one reads
   Index pitch;           // from channel to channel, of both
   A* out;
+  Index above;  // rows there are above: taps that reach further are left out
 };
 
 /// U vectors of pixels, from `at` on.
@@ -29,7 +30,8 @@ template <class A, int V, int OB, int U>
   for (Index first = 0; first < line.channels; first += OB) {
     const Index live = line.channels - first;
     Vec sum[OB][U] = {};
-    for (Index i = line.kernel_height - 1; i >= 0; --i) {
+    w += (line.kernel_height - 1 - line.above) * line.kernel_width * line.channels * OB;
+    for (Index i = line.above; i >= 0; --i) {
       for (Index j = 0; j < line.kernel_width; ++j) {
         const A* x = line.rows[i] + at + j;
         const Index n = i == 0 && j == line.kernel_width - 1 ? first : line.channels;
@@ -59,8 +61,8 @@ template <class A, int V, int OB, int U>
       INVCONV_UNROLL
       for (int u = 0; u < U; ++u) {
         const Vec value = load_unaligned<A, V>(here + (first + c) * line.pitch + u * V);
-        sum[c][u] =
-            line.unit_diagonal ? sum[c][u] + value : multiply_add<A, V>(value, splat<A, V>(w[c * OB + c]), sum[c][u]);
+        sum[c][u] = settled(line.unit_diagonal ? sum[c][u] + value
+                                               : multiply_add<A, V>(value, splat<A, V>(w[c * OB + c]), sum[c][u]));
         INVCONV_UNROLL
         for (int o = c + 1; o < OB; ++o) {
           sum[o][u] = multiply_add<A, V>(value, splat<A, V>(w[c * OB + o]), sum[o][u]);
@@ -142,12 +144,15 @@ void conv_columns(const FilterShape& shape, const Images<const T>& in, const Ima
                        packed,
                        rows,
                        pitch,
-                       filtered};
+                       filtered,
+                       0};
     for (Index r = 0; r < (joined ? 1 : band); ++r) {
       for (Index i = 0; i < kernel_height; ++i) {
         rows[i] = lines + (older + r - i) * row;
       }
       line.out = filtered + r * row;
+      const Index last = first + (joined ? band - 1 : r);
+      line.above = last < older ? last : older;
       function(line);
     }
     for (Index c = 0; c < channels; ++c) {

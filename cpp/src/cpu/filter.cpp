@@ -1,5 +1,6 @@
 // solve and conv: carries out a plan.
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/blocks.hpp"
@@ -55,8 +56,8 @@ class PartRun {
         edges_(rings_ + pieces_.ring * pieces_.rings),
         progresses_(edges_ + pieces_.edge * pieces_.edges) {
     for (Index group = 0; group < groups_; ++group) {
-      kernels<T>().pack_weight(part.shape, problem.groups[static_cast<std::size_t>(group)].weight,
-                               at<A>(weights_, pieces_.weight, group));
+      is_finite_ &= kernels<T>().pack_weight(part.shape, problem.groups[static_cast<std::size_t>(group)].weight,
+                                             at<A>(weights_, pieces_.weight, group));
     }
     // Beside their columns, and above the first band, edges are zeros.
     std::memset(edges_, 0, pieces_.edge * pieces_.edges);
@@ -67,6 +68,9 @@ class PartRun {
     const auto& group = problem.groups[0];
     alone_ = !part.shape.solve && static_cast<const void*>(group.in.data) == static_cast<const void*>(group.out.data);
   }
+
+  /// Whether no tap that is not finite is multiplied by zeros outside the image.
+  bool is_exact() const { return is_finite_ || part_.layout == Layout::images; }
 
   Index tasks() const { return part_.image_groups() * groups_ * (part_.shared ? part_.bands : 1); }
 
@@ -139,7 +143,7 @@ class PartRun {
   Pieces<A> pieces_;
   Index groups_, slots_;
   std::byte *weights_, *workers_, *rings_, *edges_, *progresses_;
-  bool alone_;
+  bool is_finite_ = true, alone_;
 };
 
 }  // namespace
@@ -156,11 +160,14 @@ Machine this_machine() {
 
 template <class T>
 std::size_t workspace_size(const FilterPlan& plan, const Sizes& s) {
-  std::size_t bytes = 0;
-  for (const Part& part : plan.parts) {
-    bytes += Pieces<Arithmetic<T>>(part, plan, s.groups).bytes();
-  }
-  return bytes;
+  const auto size = [&](const FilterPlan& one) {
+    std::size_t bytes = 0;
+    for (const Part& part : one.parts) {
+      bytes += Pieces<Arithmetic<T>>(part, one, s.groups).bytes();
+    }
+    return bytes;
+  };
+  return std::max(size(plan), size(careful_plan(this_machine<T>(), s, plan)));
 }
 
 template <class T>
@@ -173,6 +180,9 @@ void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace) {
     parts.emplace_back(part, plan, problem, memory);
     memory += Pieces<Arithmetic<T>>(part, plan, problem.sizes.groups).bytes();
     tasks += parts.back().tasks();
+    if (!parts.back().is_exact()) {
+      return run(problem, careful_plan(this_machine<T>(), problem.sizes, plan), workspace);
+    }
   }
   parallel_for(plan.threads, tasks, [&](Index task, int worker) {
     for (const PartRun<T>& part : parts) {

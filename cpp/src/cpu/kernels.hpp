@@ -4,7 +4,9 @@
 //
 // The order of operations that makes one output, the same for every layout, any number of lanes and any channel block:
 // the image's own value (solve) or zero (conv); the rows from the oldest to the present one; in a row the pixels from
-// the oldest to the present one; in a pixel the channels upwards; the diagonal last.
+// the oldest to the present one; in a pixel the channels upwards; the diagonal last. Taps outside the image are left
+// out or multiplied by zeros, as suits the layout: that changes the sign of a zero at most, and all zeros come out
+// positive.
 
 #include <cstdint>
 #include <type_traits>
@@ -79,8 +81,9 @@ struct Kernels {
   /// and the most vectors of output channels.
   std::int64_t block, rows_block, channel_vectors;
 
-  /// For each layout of plan.hpp; `scratch` is aligned to 64 bytes and as large as the plan says.
-  void (*pack_weight)(const FilterShape& shape, const Taps<const T>& weight, A* packed);
+  /// For each layout of plan.hpp; `scratch` is aligned to 64 bytes and as large as the plan says. pack_weight returns
+  /// whether all that it read is finite.
+  bool (*pack_weight)(const FilterShape& shape, const Taps<const T>& weight, A* packed);
   void (*filter_images)(const FilterShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& in,
                         const Images<T>& out, const A* packed, void* scratch);
   void (*solve_rows)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,

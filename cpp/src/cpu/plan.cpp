@@ -129,34 +129,50 @@ Part columns_part(const Machine& machine, const Sizes& s, FilterShape shape, Ind
   return part;
 }
 
+/// How many of the `taps` of an axis lie inside the image, on average over its pixels: the rest is left out.
+double inside(Index size, Index taps) {
+  return static_cast<double>(taps) - static_cast<double>((taps - 1) * taps) / static_cast<double>(2 * size);
+}
+
 /// Multiplications of vectors, in units of channels x taps, on the thread that has the most.
 double cost(const Machine& machine, const Sizes& s, const Part& part, int threads) {
   const Index tasks = part.image_groups() * s.groups;
   const double taps = static_cast<double>(s.kernel_height * s.kernel_width);
+  const double inside_rows = inside(s.height, s.kernel_height) / static_cast<double>(s.kernel_height);
+  const double inside_both = inside_rows * inside(s.width, s.kernel_width) / static_cast<double>(s.kernel_width);
   const double channels = static_cast<double>(s.channels), step = step_cost(machine, part.lanes);
   double each = 0;
+  // Of bands that follow each other: the steps of one, and those by which it is behind the one above it.
+  Index steps = 0, behind = 0;
   switch (part.layout) {
     case Layout::images:
-      each = static_cast<double>(s.height * s.width) * channels * step;
+      each = static_cast<double>(s.height * s.width) * channels * step * inside_both;
       break;
     case Layout::rows:
       // Beside the arithmetic, what is moved from lane to lane, and the waiting for the last pixel, during which a
       // second vector can be worked on.
-      each = static_cast<double>(part.bands * (s.width + part.shape.band - 1) * (part.shape.band / part.lanes)) *
+      steps = s.width + part.shape.band - 1;
+      behind = part.shape.band + part.lanes + s.kernel_height;
+      each = static_cast<double>(part.bands * steps * (part.shape.band / part.lanes)) *
              (channels * step + (part.shape.band > part.lanes ? 2 : 3) * channels / taps);
       break;
     case Layout::channels:
-      each = static_cast<double>(part.bands * (s.width + part.shape.band - 1)) *
-             (1.15 * static_cast<double>(streams * divided_up(s.channels, part.lanes)) * step + 12 / taps);
+      steps = s.width + part.shape.band - 1;
+      behind = 12;
+      each =
+          static_cast<double>(part.bands * steps) *
+          (1.15 * static_cast<double>(streams * divided_up(s.channels, part.lanes)) * step * inside_both + 12 / taps);
       break;
     case Layout::columns:
       each = static_cast<double>(s.height *
                                  std::min(divided_up(s.width, part.lanes) * part.lanes, s.width + s.kernel_width - 1)) /
-             static_cast<double>(part.lanes) * channels * step;
+             static_cast<double>(part.lanes) * channels * step * inside_rows;
       break;
   }
   if (part.shared) {
-    return each * static_cast<double>(tasks) / static_cast<double>(std::min<Index>(threads, part.bands));
+    const double all = each * static_cast<double>(tasks) / static_cast<double>(std::min<Index>(threads, part.bands));
+    const double bands = static_cast<double>(part.bands), lag = static_cast<double>((part.bands - 1) * behind);
+    return steps > 0 ? std::max(all, each / bands * (1 + lag / static_cast<double>(steps))) : all;
   }
   return each * static_cast<double>(divided_up(tasks, threads));
 }
@@ -224,6 +240,14 @@ FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes&
     }
   }
   return make_plan(std::move(best.parts), s.groups, threads);
+}
+
+FilterPlan careful_plan(const Machine& machine, const Sizes& s, const FilterPlan& plan) {
+  Index lanes = 1;
+  for (const Index many : machine.lanes) {
+    lanes = lanes == 1 && many <= s.batch ? many : lanes;
+  }
+  return make_plan({images_part(machine, s, plan.parts[0].shape, lanes)}, s.groups, plan.threads);
 }
 
 FilterPlan make_plan(std::vector<Part> parts, Index groups, int threads) {

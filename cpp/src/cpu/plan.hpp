@@ -60,6 +60,10 @@ FilterPlan make_plan(std::vector<Part> parts, std::int64_t groups, int threads);
 FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& sizes, bool unit_diagonal,
                        int threads);
 
+/// The plan in place of another one for a weight that is not finite, which must not meet the zeros around an image: the
+/// layout images leaves out all taps that lie outside. It takes no more memory than a few rows.
+FilterPlan careful_plan(const Machine& machine, const Sizes& sizes, const FilterPlan& plan);
+
 /// The machine that the process runs on, with the kernels of storage type T.
 template <class T>
 Machine this_machine();

@@ -127,9 +127,9 @@ void solve_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index ste
     tiles.rows[i] = here + i * pitch - (i + shape.kernel_width - 1) * pixel;
   }
   const FilterRow<A> row{
-      channels, V,      shape.kernel_height, shape.kernel_width, shape.unit_diagonal, tiles.weight, tiles.rows,
-      here,     nullptr};
-  filter_row<A, V, OB, true, 0>(row, [&](Index s, Index c, Vector<A, V>& value) {
+      channels, V,     shape.kernel_height,   shape.kernel_width, shape.unit_diagonal, tiles.weight, tiles.rows, here,
+      nullptr,  count, shape.kernel_width - 1};
+  filter_row<A, V, OB, true>(row, [&](Index s, Index c, Vector<A, V>& value) {
     value = begun<A, V>(value, step + s);
     Vector<A, V> moved = value;
     A* to = here + s * pixel + c * V;
@@ -262,8 +262,7 @@ template <class A, int V, int N, int C, int K, bool Begins>
           x[0][j][n][c] = x[0][j - 1][n][c];
         }
         x[0][0][n][c] = sum[n][c];
-        // The sign of a zero among the operands can only change that of another zero, and here all of them become one.
-        store<A, V>(here + (n * C + c) * V, sum[n][c] + Vec{});
+        store<A, V>(here + (n * C + c) * V, settled(sum[n][c]));
       }
     }
   };
