@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import invconv
 
@@ -80,6 +81,13 @@ def overhead(seconds: float) -> dict[str, Any]:
 
         return run
 
+    def gradients(function: Callable[[Tensor, Tensor], Tensor], images: Tensor) -> None:
+        leaves = (images.detach().requires_grad_(), weight.detach().requires_grad_())
+        with torch.enable_grad():
+            torch.autograd.grad(function(*leaves), leaves, x)
+
+    calls["torch, both gradients"] = lambda: gradients(invconv.solve, y)
+    calls["F.conv2d, both gradients"] = lambda: gradients(F.conv2d, inputs)
     with torch.no_grad():
         times = interleaved({name: repeated(call) for name, call in calls.items()}, seconds)
     return {name: value.median / CALLS * 1e6 for name, value in times.items()}
