@@ -17,8 +17,8 @@ from .results import ROOT
 from .shapes import Shape
 from .timing import Times
 
-# Larger arrays lie in no cache: all of them are copied as fast as this one.
-LARGE = 256 << 20
+# From CACHED bytes on arrays lie in no cache: all of them are copied as fast as one of LARGE bytes.
+CACHED, LARGE = 64 << 20, 256 << 20
 
 
 class Missing(RuntimeError):
@@ -63,7 +63,11 @@ def build() -> Path:
     if cmake is None:
         raise Missing("cmake is not installed")
     folder = ROOT / "build" / "bench"
-    configure = [] if (folder / "CMakeCache.txt").exists() else [[cmake, "--preset", "bench"]]
+    configure = (
+        []
+        if (folder / "CMakeCache.txt").exists()
+        else [[cmake, "--preset", "bench", "-G", "Ninja"]]
+    )
     for command in [*configure, [cmake, "--build", "--preset", "bench"]]:
         done = subprocess.run(
             command,
@@ -155,4 +159,4 @@ def copied(shape: Shape) -> int:
 
     A small batch never leaves the caches, so that the bandwidth of memory would be no bound.
     """
-    return min(shape.image_bytes, LARGE) if shape.image_bytes < 64 << 20 else LARGE
+    return shape.image_bytes if shape.image_bytes < CACHED else LARGE

@@ -1,4 +1,4 @@
-"""The least time that a machine needs for an operation, and what it is that rules."""
+"""The time that a machine's limits ask for, every tap counted, and which limit it is that rules."""
 
 from __future__ import annotations
 

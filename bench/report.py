@@ -122,7 +122,7 @@ Milliseconds are medians, the quartiles beside them. Floor: the largest of opera
 FMA peak, bytes / the measured bandwidth of copying an array of the images' size, and steps x
 dependent multiply-adds. Efficiency: floor / time, where \\* marks the core's own time from the C++
 benchmark (for calls below 0.1 ms). Taps outside the image count as operations, as in a convolution,
-though solve leaves them out: efficiency can pass 1. "inside": the same if they do not count. Error:
+though ours leave them out: efficiency can pass 1. "inside": the same if they do not count. Error:
 the largest, against float64, relative to the largest value."""
 
 
@@ -387,8 +387,9 @@ def readme_section(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str
                 "A call on a tiny problem, (1, 4, 8, 8):",
                 table(OVERHEAD_TITLES, overhead_rows(figures["overhead"]["rows"])),
             ]
+    peers = " and every peer" if any("peers" in figures for figures in results.values()) else ""
     parts.append(
-        "All tables, with floors, errors and every peer, are in [docs/benchmarks.md]"
+        f"All tables, with floors, errors{peers}, are in [docs/benchmarks.md]"
         '(docs/benchmarks.md); `pip install ".[bench]"` and `python -m bench --help` measure anew.'
     )
     return "\n\n".join(parts)
@@ -426,8 +427,9 @@ def _readme_operations(figures: dict[str, Any], sections: list[str]) -> str:
                 means.append(f"{what}: {summary(values, low_is_good=key == 'ratio')}")
     about = (
         f"{provenance(run)}. float32, medians; torch's convolution of the same shape is timed in "
-        "the same run. Efficiency is the least time that the machine's arithmetic, memory and "
-        "latency allow, over ours."
+        "the same run. Efficiency is the time that the machine's arithmetic (every tap counted, as "
+        "in a convolution), memory and latency ask for, over ours; taps outside the image are left "
+        "out, so it can pass 1."
     )
     return "\n\n".join([about, table(titles, lines), _bullets(means)])
 

@@ -145,7 +145,8 @@ def weight_grad(
 
     Returns:
         An array of shape (C, C/groups, kh, kw), of the kind and dtype of ``x``. Its bits do not
-        depend on the number of threads or the strides.
+        depend on the number of threads or the strides. Where ``g`` is not finite, taps that reach
+        beyond the image there may come out as NaN, as in ``F.conv2d``.
 
     Raises:
         TypeError: If an argument is of another kind or dtype.

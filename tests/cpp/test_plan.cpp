@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cpu/blocks.hpp"
 #include "cpu/plan.hpp"
+#include "cpu/sizes.hpp"
 #include "geometry.hpp"
 #include "support.hpp"
 
@@ -15,8 +15,8 @@ using cpu::FilterPlan;
 using cpu::Machine;
 using cpu::Part;
 
-// Under a sanitizer or an emulator, ten times slower and more, fewer random problems.
-#if defined(INVCONV_THREAD_SANITIZER) || defined(__SANITIZE_ADDRESS__) || defined(__aarch64__)
+// Under a sanitizer or an emulator, ten times slower and more, fewer problems.
+#if defined(INVCONV_SLOW_TESTS)
 constexpr bool is_slow = true;
 #else
 constexpr bool is_slow = false;
@@ -46,7 +46,7 @@ template <class T>
 detail::Filter<T> filter_of(Operation operation, const Problem& problem, const View<T>& in, const View<T>& weight,
                             const View<T>& out) {
   const Options& options = problem.options;
-  detail::Filter<T> filter{operation, cpu::clipped(sizes_of(problem)), options.unit_diagonal, {}};
+  detail::Filter<T> filter{operation, sizes_of(problem), options.unit_diagonal, {}};
   const Index channels = filter.sizes.channels;
   for (Index group = 0; group < options.groups; ++group) {
     const Corner corner = corner_of(options, group);
@@ -113,13 +113,13 @@ class Output {
 /// the address sanitizer also see what is read.
 template <class T>
 void carry_out(const detail::Filter<T>& filter, const FilterPlan& plan) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(INVCONV_ADDRESS_SANITIZER)
   constexpr std::size_t fence = 0;
 #else
   constexpr std::size_t fence = 256;
 #endif
   constexpr unsigned char canary = 0xa5;
-  const std::size_t bytes = cpu::workspace_size<T>(plan, filter.sizes);
+  const std::size_t bytes = cpu::workspace_size<T>(plan, cpu::clipped(filter.sizes));
   const Aligned memory(fence + bytes + fence);
   std::fill_n(memory.data(), fence + bytes + fence, canary);
   std::fill_n(memory.data() + fence, bytes, static_cast<unsigned char>(0xff));
@@ -131,8 +131,8 @@ void carry_out(const detail::Filter<T>& filter, const FilterPlan& plan) {
 }
 
 /// One image after the other, in scalars.
-FilterPlan plain_plan(const Machine& machine, Operation operation, const detail::Sizes& sizes, bool unit_diagonal) {
-  for (const Part& part : cpu::possible_parts(machine, operation, sizes, unit_diagonal, 1)) {
+FilterPlan plain_plan(const Machine& machine, Operation operation, const detail::Sizes& sizes) {
+  for (const Part& part : cpu::possible_parts(machine, operation, sizes, 1)) {
     if (part.layout == cpu::Layout::images && part.lanes == 1) {
       return cpu::make_plan({part}, sizes.groups, 1);
     }
@@ -143,19 +143,18 @@ FilterPlan plain_plan(const Machine& machine, Operation operation, const detail:
 
 /// Every plan of one part; the chosen one; and one of two parts.
 template <class T>
-std::vector<FilterPlan> plans_of(Operation operation, const detail::Sizes& sizes, bool unit_diagonal, int threads,
-                                 Random& random) {
+std::vector<FilterPlan> plans_of(Operation operation, const detail::Sizes& sizes, int threads, Random& random) {
   const Machine machine = cpu::this_machine<T>();
-  std::vector<FilterPlan> plans{cpu::plan_filter(machine, operation, sizes, unit_diagonal, threads)};
-  for (const Part& part : cpu::possible_parts(machine, operation, sizes, unit_diagonal, threads)) {
+  std::vector<FilterPlan> plans{cpu::plan_filter(machine, operation, sizes, threads)};
+  for (const Part& part : cpu::possible_parts(machine, operation, sizes, threads)) {
     plans.push_back(cpu::make_plan({part}, sizes.groups, threads));
   }
   if (sizes.batch > 1) {
     detail::Sizes first = sizes, rest = sizes;
     first.batch = random.integer(1, sizes.batch - 1);
     rest.batch = sizes.batch - first.batch;
-    const Part a = random.pick(cpu::possible_parts(machine, operation, first, unit_diagonal, threads));
-    Part b = random.pick(cpu::possible_parts(machine, operation, rest, unit_diagonal, threads));
+    const Part a = random.pick(cpu::possible_parts(machine, operation, first, threads));
+    Part b = random.pick(cpu::possible_parts(machine, operation, rest, threads));
     b.first = first.batch;
     plans.push_back(cpu::make_plan({a, b}, sizes.groups, threads));
   }
@@ -188,7 +187,6 @@ class NoPlan : public ::testing::Test {
     SCOPED_TRACE(::testing::Message() << (operation == Operation::solve ? "solve, " : "conv, ") << problem << ", in "
                                       << where.in.name << ", weight " << where.weight.name << ", out " << where.out.name
                                       << (where.framed ? ", framed" : "") << (where.in_place ? ", in place" : ""));
-    const bool unit_diagonal = problem.options.unit_diagonal;
     const detail::Sizes sizes = cpu::clipped(sizes_of(problem));
     const Array<T> weight(taps != nullptr ? *taps : random_weight(random_, problem.weight, problem.options, 0.9),
                           where.weight);
@@ -196,14 +194,14 @@ class NoPlan : public ::testing::Test {
     const std::vector<T> in_before = in.buffer(), values = in.elements();
     const Array<T> plain(problem.image);
     carry_out<T>(filter_of<T>(operation, problem, in.view(), weight.view(), plain.view()),
-                 plain_plan(cpu::this_machine<T>(), operation, sizes, unit_diagonal));
+                 plain_plan(cpu::this_machine<T>(), operation, sizes));
     const std::vector<T> expected = plain.elements();
     if (is_finite) {
       expect_within_bound<T>(operation, in.dense(), weight.dense(), plain.dense(), problem.options);
     }
     const Output<T> out(problem.image, where.out, where.framed);
     for (const int threads : {1, 2, 3, 8}) {
-      for (const FilterPlan& plan : plans_of<T>(operation, sizes, unit_diagonal, threads, random_)) {
+      for (const FilterPlan& plan : plans_of<T>(operation, sizes, threads, random_)) {
         SCOPED_TRACE(description(plan));
         if (where.in_place) {
           std::size_t at = 0;
@@ -219,7 +217,10 @@ class NoPlan : public ::testing::Test {
     ASSERT_TRUE(same_bits(in.buffer(), in_before)) << "the input was written";
   }
 
-  Random random_{1};
+  /// Of many cases one in eight stays where they are slow: others for each storage type.
+  bool is_left_out() { return is_slow && random_.integer(0, 7) > 0; }
+
+  Random random_{static_cast<unsigned>(1 + sizeof(T) + 8 * is_half<T> + 16 * std::is_same_v<T, bfloat16>)};
 };
 TYPED_TEST_SUITE(NoPlan, StorageTypes, );
 
@@ -289,19 +290,22 @@ TYPED_TEST(NoPlan, ChangesABitOfLargerImages) {
   struct {
     Shape image;
     Index kernel_height, kernel_width;
-  } constexpr larger[] = {{{1, 2, 18, 300}, 3, 3},  {{1, 3, 120, 100}, 3, 2}, {{1, 8, 70, 70}, 2, 3},
+  } constexpr larger[] = {{{1, 2, 18, 700}, 3, 3},  {{1, 3, 120, 100}, 3, 2}, {{1, 8, 70, 70}, 2, 3},
                           {{2, 13, 3, 129}, 2, 2},  {{1, 33, 9, 33}, 2, 1},   {{9, 17, 3, 70}, 1, 2},
                           {{1, 1, 300, 40}, 17, 2}, {{3, 2, 50, 20}, 9, 3},   {{1, 3, 40, 9}, 16, 1},
                           {{2, 5, 30, 17}, 18, 2},  {{1, 13, 70, 4}, 7, 4},   {{1, 1, 3, 2100}, 2, 9}};
   for (const auto& [image, kernel_height, kernel_width] : larger) {
     for (const Operation operation : both) {
+      if (this->is_left_out()) {
+        continue;
+      }
       Options options;
       options.unit_diagonal = this->random_.coin();
       options.corners = {this->random_.pick(all_corners)};
       this->check(operation, make_problem(image, kernel_height, kernel_width, options),
                   {contiguous, contiguous, contiguous, this->random_.coin(), this->random_.integer(0, 2) == 0},
                   std::is_same_v<TypeParam, float>);
-      if (this->HasFailure() || is_slow) {
+      if (this->HasFailure()) {
         return;
       }
     }
@@ -314,13 +318,16 @@ TYPED_TEST(NoPlan, ChangesABitOfSmallKernels) {
   for (const Index height : {lanes, 2 * lanes, 2 * lanes + 1, 4 * lanes + 3}) {
     for (const Index width : {Index{1}, lanes - 1, lanes + 2, 3 * lanes, Index{700}}) {
       for (Index channels = 1; channels <= (width == 700 ? 2 : 4); ++channels) {
+        if (this->is_left_out()) {
+          continue;
+        }
         Options options;
         options.unit_diagonal = this->random_.coin();
         options.corners = {width == 700 ? Corner::tl : this->random_.pick(all_corners)};
         this->check(Operation::solve, make_problem({1, channels, height, width}, 3, 3, options),
                     {contiguous, contiguous, contiguous, this->random_.coin(), this->random_.integer(0, 2) == 0},
                     width != 700);
-        if (this->HasFailure() || is_slow) {
+        if (this->HasFailure()) {
           return;
         }
       }
@@ -332,11 +339,14 @@ TYPED_TEST(NoPlan, ChangesABitInAnyLayoutOrInPlace) {
   Problem problem = make_problem({5, 3, 9, 19}, 3, 3, {});
   for (const Operation operation : both) {
     for (const Layout& layout : layouts) {
+      if (this->is_left_out()) {
+        continue;
+      }
       problem.options.corners = {this->random_.pick(all_corners)};
       this->check(operation, problem, {layout, contiguous, layout});
       this->check(operation, problem, {contiguous, layout, layout, true});
       this->check(operation, problem, {layout, contiguous, layout, this->random_.coin(), true});
-      if (this->HasFailure() || is_slow) {
+      if (this->HasFailure()) {
         return;
       }
     }
@@ -399,11 +409,11 @@ void check_pipelines(Operation operation, const Problem& problem, int rounds) {
   const Machine machine = cpu::this_machine<T>();
   const Array<T> plain(problem.image), out(problem.image);
   carry_out<T>(filter_of<T>(operation, problem, in.view(), weight.view(), plain.view()),
-               plain_plan(machine, operation, sizes, problem.options.unit_diagonal));
+               plain_plan(machine, operation, sizes));
   const detail::Filter<T> filter = filter_of<T>(operation, problem, in.view(), weight.view(), out.view());
   int shared = 0;
   for (const int threads : {2, 3, 8, 16}) {
-    for (const Part& part : cpu::possible_parts(machine, operation, sizes, problem.options.unit_diagonal, threads)) {
+    for (const Part& part : cpu::possible_parts(machine, operation, sizes, threads)) {
       if (!part.shared) {
         continue;
       }
@@ -424,7 +434,7 @@ void check_pipelines(Operation operation, const Problem& problem, int rounds) {
 }
 
 TEST(Pipelines, OfBandsGiveTheSameBitsEveryTime) {
-  const int rounds = is_slow ? 3 : 20;
+  constexpr int rounds = 20;
   for (const Shape& image : {Shape{1, 1, 300, 16}, Shape{1, 3, 16, 300}, Shape{1, 3, 300, 16}, Shape{1, 2, 17, 40},
                              Shape{1, 12, 40, 24}, Shape{2, 20, 21, 9}, Shape{3, 5, 70, 3}, Shape{1, 3, 65, 1}}) {
     for (const Index kernel : {1, 3, 5}) {
@@ -440,7 +450,7 @@ TEST(Pipelines, OfBandsGiveTheSameBitsEveryTime) {
 }
 
 TEST(Pipelines, OfSeveralGroupsAndTypes) {
-  const int rounds = is_slow ? 2 : 10;
+  constexpr int rounds = 10;
   Options options;
   options.groups = 2;
   options.corners = {Corner::tr, Corner::bl};
@@ -454,8 +464,8 @@ TEST(Pipelines, OfSeveralGroupsAndTypes) {
 // ---- which plan is chosen -------------------------------------------------------------------------------------------
 
 /// Machines with the numbers of lanes of float, whatever this one is.
-constexpr Machine avx512_like{{16, 8, 4, 1}, 16, 8, 6, 4};
-constexpr Machine avx2_like{{8, 4, 1, 1}, 12, 8, 2, 4};
+constexpr Machine avx512_like{{16, 8, 4, 1}, 16, 6, 4};
+constexpr Machine avx2_like{{8, 4, 1, 1}, 12, 2, 4};
 
 /// The standard shapes of bench/shapes.py.
 constexpr detail::Sizes mnist_l1{100, 1, 4, 14, 14, 3, 3};
@@ -475,7 +485,7 @@ constexpr detail::Sizes one_4k{1, 1, 3, 4096, 4096, 3, 3};
 /// As in "96 images, 4 channels".
 std::string choice(const Machine& machine, Operation operation, const detail::Sizes& sizes, int threads) {
   std::string text;
-  for (const Part& part : cpu::plan_filter(machine, operation, sizes, true, threads).parts) {
+  for (const Part& part : cpu::plan_filter(machine, operation, sizes, threads).parts) {
     text += (text.empty() ? "" : ", ") + std::to_string(part.batch) + ' ' + layout_names[static_cast<int>(part.layout)];
   }
   return text;
@@ -515,7 +525,7 @@ TEST(ChosenPlan, OfABatchSolvesFullVectorsOfImages) {
   for (const detail::Sizes& sizes : {mnist_l1, mnist_l2, cifar_l1, cifar_l2, cifar_l3, imagenet64_l1, gray, k5, k7}) {
     for (const Machine& machine : {avx512_like, avx2_like}) {
       for (const int threads : {1, 2}) {
-        const FilterPlan plan = cpu::plan_filter(machine, Operation::solve, sizes, true, threads);
+        const FilterPlan plan = cpu::plan_filter(machine, Operation::solve, sizes, threads);
         const Part& part = plan.parts[0];
         EXPECT_EQ(part.layout, cpu::Layout::images) << description(plan);
         EXPECT_EQ(part.lanes, machine.lanes[0]) << description(plan);
@@ -531,7 +541,7 @@ TEST(ChosenPlan, OfOneImageUsesVectorsAndAllThreads) {
     for (const detail::Sizes& sizes : {one_small, one_large, one_4k}) {
       for (const Machine& machine : {avx512_like, avx2_like}) {
         for (const int threads : {1, 2, 8}) {
-          const FilterPlan plan = cpu::plan_filter(machine, operation, sizes, true, threads);
+          const FilterPlan plan = cpu::plan_filter(machine, operation, sizes, threads);
           EXPECT_EQ(plan.threads, threads) << description(plan);
           EXPECT_NE(plan.parts[0].layout, cpu::Layout::images) << description(plan);
           EXPECT_GE(plan.parts[0].lanes, 4) << description(plan);
@@ -555,7 +565,7 @@ TEST(ChosenPlan, OfFewImagesOfManyChannelsHasChannelsInTheLanes) {
 TEST(ChosenPlan, HasNoRowsInTheLanesForAVeryHighKernel) {
   for (const Index kernel_height : {17, 18, 40}) {
     for (const Part& part :
-         cpu::possible_parts(avx512_like, Operation::solve, {1, 1, 1, 50, 50, kernel_height, 3}, true, 2)) {
+         cpu::possible_parts(avx512_like, Operation::solve, {1, 1, 1, 50, 50, kernel_height, 3}, 2)) {
       EXPECT_TRUE(part.layout != cpu::Layout::rows || part.lanes >= kernel_height - 1);
     }
   }
@@ -569,15 +579,14 @@ TEST(ChosenPlan, HoldsEachImageOnceAndAsksForNoIdleThreads) {
                       random.integer(1, 90), random.integer(1, 20), random.integer(1, 20)});
     const int threads = static_cast<int>(random.integer(1, 16));
     for (const Operation operation : both) {
-      const FilterPlan plan =
-          cpu::plan_filter(random.coin() ? avx512_like : avx2_like, operation, sizes, true, threads);
+      const FilterPlan plan = cpu::plan_filter(random.coin() ? avx512_like : avx2_like, operation, sizes, threads);
       SCOPED_TRACE(description(plan));
       Index images = 0, tasks = 0;
       for (const Part& part : plan.parts) {
         ASSERT_EQ(part.first, images);
         ASSERT_GT(part.batch, 0);
         images += part.batch;
-        tasks += part.image_groups() * sizes.groups * (part.shared ? part.bands : 1);
+        tasks += part.tasks(sizes.groups);
       }
       ASSERT_EQ(images, sizes.batch);
       ASSERT_GE(plan.threads, 1);

@@ -375,7 +375,7 @@ def test_digits(value: float, text: str) -> None:
     assert report.digits(value) == text
 
 
-def test_files_are_json_with_every_section(tmp_path: Path) -> None:
+def test_the_file_is_named_after_the_instruction_set(tmp_path: Path) -> None:
     run = results.provenance(3)
     path = results.save("overhead", {"numpy": {"us": 1.5}}, run)
     assert path.name == f"cpu-{invconv.build_info()['instruction_set']}.json"

@@ -114,7 +114,8 @@ std::size_t workspace_size(Operation operation, const Shape& image, const Shape&
 template <class T>
 void solve(In<T> y, In<T> weight, View<T> x, const Options& options, Workspace workspace, const Execution& execution);
 
-/// y = M x, or M^T x: the convolution that solve() inverts. Shapes, cost and overlap as in solve().
+/// y = M x, or M^T x: the convolution that solve() inverts. Shapes, cost and overlap as in solve(). In place, one image
+/// is not shared out among threads.
 template <class T>
 void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace workspace, const Execution& execution);
 
@@ -125,7 +126,9 @@ void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace wo
 ///
 /// x and g: (B, C, H, W); dw: (C, C/groups, kh, kw). The gradients of x = solve(y, W) for an incoming g = dL/dx are
 /// dL/dy = solve(g, transpose) and dL/dW = -weight_grad(x, dL/dy). At most 256 products are added up one after the
-/// other in the arithmetic of T; such sums are added up in double, in a fixed order. `options.transpose` must be false.
+/// other in the arithmetic of T, in each lane of a vector; its lanes are folded onto each other, and such sums added up
+/// in double, in a fixed order. Where g is not finite, taps that reach beyond the image there may come out as NaN.
+/// `options.transpose` must be false.
 template <class T>
 void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace, const Execution& execution);
 

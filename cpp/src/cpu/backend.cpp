@@ -1,6 +1,6 @@
 // The CPU backend: filter.cpp and correlation.cpp run the problems, this joins what they ask for.
 
-#include "cpu/blocks.hpp"
+#include "cpu/sizes.hpp"
 
 namespace invconv::detail::cpu {
 

@@ -12,17 +12,14 @@
 namespace invconv::detail::cpu {
 namespace {
 
-/// Pixels that do not depend on each other, and hide the latency of a multiplication.
-inline constexpr int streams = 4;
-
 /// Columns after which a band tells the one below how far it is.
 inline constexpr Index hand_over = 4;
 
 /// Vectors of output channels computed together.
 inline constexpr int channel_vectors = INVCONV_CHANNEL_VECTORS;
 
-template <class A, int V, int... J>
-[[gnu::always_inline]] inline Vector<A, V> lane_to_all(Vector<A, V> value, int lane, std::integer_sequence<int, J...>) {
+template <class A, int V>
+[[gnu::always_inline]] inline Vector<A, V> lane_to_all(Vector<A, V> value, int lane) {
 #if defined(__clang__)
   return splat<A, V>(value[lane]);
 #else
@@ -67,22 +64,23 @@ void solve_pixels(const FilterShape& shape, Index above, Index left, Index pixel
   const Index channels = shape.channels;
   const A* w = weight;
   for (Index first = 0; first < channels; first += block) {
-    Vec sum[M][streams];
+    Vec sum[M][channel_streams];
     INVCONV_UNROLL
     for (int m = 0; m < M; ++m) {
       INVCONV_UNROLL
-      for (int q = 0; q < streams; ++q) {
+      for (int q = 0; q < channel_streams; ++q) {
         sum[m][q] = load<A, V>(here[q] + first + m * V);
       }
     }
     const auto add = [&](const A* x0, const A* x1, const A* x2, const A* x3, Index n) {
       for (Index c = 0; c < n; ++c, w += block) {
-        const Vec value[streams] = {splat<A, V>(x0[c]), splat<A, V>(x1[c]), splat<A, V>(x2[c]), splat<A, V>(x3[c])};
+        const Vec value[channel_streams] = {splat<A, V>(x0[c]), splat<A, V>(x1[c]), splat<A, V>(x2[c]),
+                                            splat<A, V>(x3[c])};
         INVCONV_UNROLL
         for (int m = 0; m < M; ++m) {
           const Vec taps = load<A, V>(w + m * V);
           INVCONV_UNROLL
-          for (int q = 0; q < streams; ++q) {
+          for (int q = 0; q < channel_streams; ++q) {
             sum[m][q] = multiply_add<A, V>(value[q], taps, sum[m][q]);
           }
         }
@@ -90,7 +88,7 @@ void solve_pixels(const FilterShape& shape, Index above, Index left, Index pixel
     };
     w += (shape.kernel_height - 1 - above) * shape.kernel_width * channels * block;
     for (Index i = above; i >= 0; --i) {
-      const A* const* x = at + i * streams;
+      const A* const* x = at + i * channel_streams;
       w += (shape.kernel_width - 1 - left) * channels * block;
       for (Index j = left; j >= 0; --j) {
         const Index back = j * pixel;
@@ -103,12 +101,12 @@ void solve_pixels(const FilterShape& shape, Index above, Index left, Index pixel
     for (int m = 0; m < M; ++m) {
       for (int lane = 0; lane < V && m * V + lane < inside; ++lane, w += block) {
         INVCONV_UNROLL
-        for (int q = 0; q < streams; ++q) {
+        for (int q = 0; q < channel_streams; ++q) {
           if (!shape.unit_diagonal) {
             const Vec divided = sum[m][q] / splat<A, V>(w[m * V + lane]);
             sum[m][q] = above_lane<A, V>(lane - 1, above_lane<A, V>(lane, sum[m][q], divided, all), sum[m][q], all);
           }
-          const Vec value = lane_to_all<A, V>(sum[m][q], lane, all);
+          const Vec value = lane_to_all<A, V>(sum[m][q], lane);
           sum[m][q] = multiply_add_above<A, V>(lane, value, load<A, V>(w + m * V), sum[m][q], all);
           INVCONV_UNROLL
           for (int n = m + 1; n < M; ++n) {
@@ -119,7 +117,7 @@ void solve_pixels(const FilterShape& shape, Index above, Index left, Index pixel
     }
     w += (block - inside) * block;
     INVCONV_UNROLL
-    for (int q = 0; q < streams; ++q) {
+    for (int q = 0; q < channel_streams; ++q) {
       INVCONV_UNROLL
       for (int m = 0; m < M; ++m) {
         if (live[q]) {
@@ -140,8 +138,8 @@ PixelsFunction<A> pixels_of(Index vectors, std::integer_sequence<int, M...>) {
   return table[vectors - 1];
 }
 
-/// Rows [first, first + rows) of up to `streams` images, rows * images <= streams. `ring` is one image's, or as many
-/// images' one after the other, and may be shared by the bands of one image.
+/// Rows [first, first + rows) of up to channel_streams images, rows * images <= streams. `ring` is one image's, or as
+/// many images' one after the other, and may be shared by the bands of one image.
 template <class T, int V>
 void solve_channels(const FilterShape& shape, Index images, const Images<const T>& in, const Images<T>& out,
                     const Arithmetic<T>* packed, const Band<Arithmetic<T>>& band, Arithmetic<T>* ring, void* scratch) {
@@ -177,10 +175,10 @@ void solve_channels(const FilterShape& shape, Index images, const Images<const T
   }
 
   const A** const table = static_cast<const A**>(scratch);  // [age][stream], in the present step
-  A* here[streams];
-  bool live[streams];
-  Index image[streams], row[streams];
-  for (int q = 0; q < streams; ++q) {
+  A* here[channel_streams];
+  bool live[channel_streams];
+  Index image[channel_streams], row[channel_streams];
+  for (int q = 0; q < channel_streams; ++q) {
     image[q] = q / shape.band;
     row[q] = q % shape.band;
   }
@@ -197,7 +195,7 @@ void solve_channels(const FilterShape& shape, Index images, const Images<const T
       }
     }
     Index above = 0, left = 0;
-    for (int q = 0; q < streams; ++q) {
+    for (int q = 0; q < channel_streams; ++q) {
       const Index column = t - row[q];
       live[q] = image[q] < images && row[q] < rows && column >= 0 && column < width;
       // A stream without a pixel works on the first one's, and keeps the result to itself.
@@ -207,7 +205,7 @@ void solve_channels(const FilterShape& shape, Index images, const Images<const T
       left = left < s ? s : left;
       here[q] = at(e, first + r) + s * pixel;
       for (Index i = 0; i < kernel_height; ++i) {
-        table[i * streams + q] = at(e, first + r - i) + s * pixel;
+        table[i * channel_streams + q] = at(e, first + r - i) + s * pixel;
       }
     }
     above = above < kernel_height - 1 ? above : kernel_height - 1;

@@ -1,19 +1,14 @@
 // weight_grad: splits the sum into parts that depend on the shape alone, and adds them up in one order.
 
-#include "cpu/blocks.hpp"
+#include "cpu/sizes.hpp"
 #include "threads.hpp"
 
 namespace invconv::detail::cpu {
 
 namespace {
 
-Index ceil_div(Index total, Index share) { return (total + share - 1) / share; }
-
 /// Sums of one output.
 Index row_sums(const Sizes& s) { return s.channels * s.kernel_width * s.kernel_height; }
-
-/// Splits `total` into the fewest equal shares of at most `most`, and returns what a share then holds.
-Index fair_share(Index total, Index most) { return ceil_div(total, ceil_div(total, most)); }
 
 /// What a correlation is split into: units of a few images, a band of their rows and a segment of these; the units are
 /// dealt to a few parts, and the output channels to slices. It depends on the shape alone, never on the threads: the

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/blocks.hpp"
 #include "cpu/plan.hpp"
+#include "cpu/sizes.hpp"
 #include "threads.hpp"
 
 namespace invconv::detail::cpu {
@@ -45,7 +45,7 @@ class PartRun {
 
  public:
   PartRun(const Part& part, const FilterPlan& plan, const Filter<T>& problem, std::byte* memory)
-      : part_(part),
+      : part_(of(part, problem)),
         problem_(problem),
         pieces_(part, plan, problem.sizes.groups),
         groups_(problem.sizes.groups),
@@ -56,7 +56,7 @@ class PartRun {
         edges_(rings_ + pieces_.ring * pieces_.rings),
         progresses_(edges_ + pieces_.edge * pieces_.edges) {
     for (Index group = 0; group < groups_; ++group) {
-      is_finite_ &= kernels<T>().pack_weight(part.shape, problem.groups[static_cast<std::size_t>(group)].weight,
+      is_finite_ &= kernels<T>().pack_weight(part_.shape, problem.groups[static_cast<std::size_t>(group)].weight,
                                              at<A>(weights_, pieces_.weight, group));
     }
     // Beside their columns, and above the first band, edges are zeros.
@@ -66,20 +66,24 @@ class PartRun {
     }
     // A conv that writes over its input must read a row before anyone writes it.
     const auto& group = problem.groups[0];
-    alone_ = !part.shape.solve && static_cast<const void*>(group.in.data) == static_cast<const void*>(group.out.data);
+    in_place_ =
+        !part.shape.solve && static_cast<const void*>(group.in.data) == static_cast<const void*>(group.out.data);
   }
 
   /// Whether no tap that is not finite is multiplied by zeros outside the image.
   bool is_exact() const { return is_finite_ || part_.layout == Layout::images; }
 
-  Index tasks() const { return part_.image_groups() * groups_ * (part_.shared ? part_.bands : 1); }
+  Index tasks() const { return part_.tasks(groups_); }
+  std::size_t bytes() const { return pieces_.bytes(); }
 
   void run(Index task, int worker) const {
     const Index bands = part_.shared ? part_.bands : 1;
     const Index chain = task / bands, band = task % bands;
     const Index first = part_.first + chain / groups_ * part_.images, group = chain % groups_;
     const Index images = std::min(part_.images, part_.first + part_.batch - first);
-    auto [in, out, weight] = problem_.groups[static_cast<std::size_t>(group)];
+    const auto& arrays = problem_.groups[static_cast<std::size_t>(group)];
+    Images<const T> in = arrays.in;  // no structured binding: Clang captures those from version 16 on
+    Images<T> out = arrays.out;
     in.data += first * in.batch;
     out.data += first * out.batch;
     const A* const packed = at<A>(weights_, pieces_.weight, group);
@@ -91,7 +95,7 @@ class PartRun {
         table.filter_images(shape, part_.lanes, images, in, out, packed, scratch);
         break;
       case Layout::columns: {
-        const bool whole = alone_ || !part_.shared;
+        const bool whole = in_place_ || !part_.shared;
         if (!whole) {
           table.conv_columns(shape, part_.lanes, in, out, shape.height * band / bands,
                              shape.height * (band + 1) / bands, packed, scratch);
@@ -115,6 +119,12 @@ class PartRun {
   }
 
  private:
+  /// No plan depends on what the diagonal is.
+  static Part of(Part part, const Filter<T>& problem) {
+    part.shape.unit_diagonal = problem.unit_diagonal;
+    return part;
+  }
+
   template <class P>
   static P* at(std::byte* memory, std::size_t bytes, Index index) {
     return reinterpret_cast<P*>(memory + bytes * static_cast<std::size_t>(index));
@@ -138,12 +148,12 @@ class PartRun {
     }
   }
 
-  const Part& part_;
+  const Part part_;
   const Filter<T>& problem_;
   Pieces<A> pieces_;
   Index groups_, slots_;
   std::byte *weights_, *workers_, *rings_, *edges_, *progresses_;
-  bool is_finite_ = true, alone_;
+  bool is_finite_ = true, in_place_;
 };
 
 }  // namespace
@@ -153,7 +163,6 @@ Machine this_machine() {
   const Kernels<T>& table = kernels<T>();
   return {{table.lanes[0], table.lanes[1], table.lanes[2], table.lanes[3]},
           table.block,
-          table.rows_block,
           table.channel_vectors,
           sizeof(Arithmetic<T>)};
 }
@@ -178,10 +187,10 @@ void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace) {
   Index tasks = 0;
   for (const Part& part : plan.parts) {
     parts.emplace_back(part, plan, problem, memory);
-    memory += Pieces<Arithmetic<T>>(part, plan, problem.sizes.groups).bytes();
+    memory += parts.back().bytes();
     tasks += parts.back().tasks();
     if (!parts.back().is_exact()) {
-      return run(problem, careful_plan(this_machine<T>(), problem.sizes, plan), workspace);
+      return run(problem, careful_plan(this_machine<T>(), clipped(problem.sizes), plan), workspace);
     }
   }
   parallel_for(plan.threads, tasks, [&](Index task, int worker) {
@@ -197,16 +206,14 @@ void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace) {
 
 template <class T>
 std::size_t filter_workspace(Operation operation, const Sizes& s, const Cpu& execution) {
-  return workspace_size<T>(plan_filter(this_machine<T>(), operation, s, true, useful_threads(s, execution)), s);
+  return workspace_size<T>(plan_filter(this_machine<T>(), operation, s, useful_threads(s, execution)), s);
 }
 
 template <class T>
 void run(const Filter<T>& problem, void* workspace, const Cpu& execution) {
   const Sizes s = clipped(problem.sizes);
   if (!is_empty(s)) {
-    run(problem,
-        plan_filter(this_machine<T>(), problem.operation, s, problem.unit_diagonal, useful_threads(s, execution)),
-        workspace);
+    run(problem, plan_filter(this_machine<T>(), problem.operation, s, useful_threads(s, execution)), workspace);
   }
 }
 

@@ -6,7 +6,7 @@
 // the image's own value (solve) or zero (conv); the rows from the oldest to the present one; in a row the pixels from
 // the oldest to the present one; in a pixel the channels upwards; the diagonal last. Taps outside the image are left
 // out or multiplied by zeros, as suits the layout: that changes the sign of a zero at most, and all zeros come out
-// positive.
+// positive. (A weight that is not finite goes to the layout images, which leaves all of them out.)
 
 #include <cstdint>
 #include <type_traits>
@@ -25,13 +25,20 @@ struct FilterShape {
   bool solve, unit_diagonal;
   std::int64_t block;  // output channels computed together
   std::int64_t band;   // rows handled together
-  std::int64_t ring;   // rows kept, a multiple of band or at least all rows and the zeros above them
-  std::int64_t pitch;  // elements from one channel's line to the next one's
-  bool streamed;       // whether the output is too large for the caches
+  std::int64_t ring;   // images, channels: rows kept, a multiple of band or at least all rows and the zeros above them
+  std::int64_t pitch;  // columns: elements from one channel's line to the next one's; rows: steps of a window
+  bool streamed;       // rows, columns: whether the output is too large for the caches
 };
 
 /// A band of rows in the lanes is one vector of them, or two for kernels of 3 x 3 taps of at most so many channels.
 inline constexpr std::int64_t double_band_kernel = 3, double_band_channels = 2;
+
+/// Output channels computed together with rows in the lanes.
+inline constexpr int rows_block = 8;
+
+/// Pixels computed together with channels in the lanes: they do not depend on each other, and hide the latency of a
+/// multiplication.
+inline constexpr int channel_streams = 4;
 
 /// How far a band is, on a cache line of its own.
 struct alignas(64) Progress {
@@ -77,9 +84,9 @@ struct Kernels {
   const char* name;
   /// The numbers of lanes there are, descending, the last one 1.
   std::int64_t lanes[4];
-  /// The most output channels whose sums fit in registers, for images and columns in the lanes and for rows in them,
-  /// and the most vectors of output channels.
-  std::int64_t block, rows_block, channel_vectors;
+  /// The most output channels whose sums fit in registers, for images and columns in the lanes, and the most vectors of
+  /// output channels.
+  std::int64_t block, channel_vectors;
 
   /// For each layout of plan.hpp; `scratch` is aligned to 64 bytes and as large as the plan says. pack_weight returns
   /// whether all that it read is finite.

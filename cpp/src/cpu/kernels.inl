@@ -3,8 +3,8 @@
 // fit in registers) and INVCONV_CHANNEL_VECTORS (the same for four pixels' vectors of channels), then includes this
 // file.
 //
-// Everything is in an unnamed namespace and no inline function of another header is called: code compiled for one
-// instruction set must not be merged with another's by the linker.
+// Everything is in an unnamed namespace, and of other headers only functions are called that are always inlined: code
+// compiled for one instruction set must not be merged with another's by the linker.
 
 #include "cpu/channels.inl"
 #include "cpu/columns.inl"
@@ -51,7 +51,6 @@ Kernels<T> INVCONV_KERNELS() {
     table.lanes[halvings] = (INVCONV_VECTOR_BYTES >> halvings) >= 16 ? widest<A> >> halvings : 1;
   }
   table.block = INVCONV_BLOCK;
-  table.rows_block = rows_block;
   table.channel_vectors = channel_vectors;
   table.pack_weight = pack_weight<T>;
   table.filter_images = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,

@@ -4,34 +4,28 @@
 #include <limits>
 #include <utility>
 
+#include "cpu/sizes.hpp"
+
 namespace invconv::detail::cpu {
 
 namespace {
 
-using Index = std::int64_t;
-
-Index divided_up(Index a, Index b) { return (a + b - 1) / b; }
-
-/// Output channels are computed in equal blocks, the last one padded.
-Index equal_blocks(Index channels, Index most) { return divided_up(channels, divided_up(channels, most)); }
-
-/// The time of one multiplication of vectors; narrower ones than the widest can start two at a time.
+/// The time of one multiplication of vectors, against that of the widest: measured with AVX-512, where two narrower
+/// ones can start at a time.
 double step_cost(const Machine& machine, Index lanes) { return lanes == machine.lanes[0] ? 1.0 : 0.65; }
 
-FilterShape shape_of(const Sizes& s, bool solve, bool unit_diagonal, Index element) {
+FilterShape shape_of(const Sizes& s, bool solve, Index element) {
   const Index elements = s.batch * s.groups * s.channels * s.height * s.width;
-  return {s.channels,
-          s.height,
-          s.width,
-          s.kernel_height,
-          s.kernel_width,
-          solve,
-          unit_diagonal,
-          0,
-          0,
-          0,
-          0,
-          elements * element > 12 << 20};
+  FilterShape shape{};
+  shape.channels = s.channels;
+  shape.height = s.height;
+  shape.width = s.width;
+  shape.kernel_height = s.kernel_height;
+  shape.kernel_width = s.kernel_width;
+  shape.solve = solve;
+  // Measured where 32 MiB of cache are the last: together with its input, a larger output would not stay there.
+  shape.streamed = elements * element > 12 << 20;
+  return shape;
 }
 
 Index packed_weight_elements(const FilterShape& shape) {
@@ -42,17 +36,17 @@ Index packed_weight_elements(const FilterShape& shape) {
   return inputs * shape.block;
 }
 
-Index pointer_bytes(Index pointers) { return divided_up(pointers * static_cast<Index>(sizeof(void*)), 64) * 64; }
+Index pointer_bytes(Index pointers) { return static_cast<Index>(aligned_bytes<void*>(pointers)); }
 
 /// A ring whose bands stay whole, with `older` rows beside `bands` of them.
 Index ring_rows(Index height, Index band, Index bands, Index older) {
-  return band == height ? height + older : divided_up(bands * band + older, band) * band;
+  return band == height ? height + older : ceil_div(bands * band + older, band) * band;
 }
 
 /// Rows packed together: long pieces of memory are read several times faster than short ones, as long as the rows kept
 /// stay in the second level of cache.
 Index images_band(const Sizes& s, Index row_bytes) {
-  Index band = std::min(divided_up(256, s.width), s.height);
+  Index band = std::min(ceil_div(256, s.width), s.height);
   while (band > 1 && ring_rows(s.height, band, 1, s.kernel_height - 1) * row_bytes > 448 * 1024) {
     --band;
   }
@@ -60,9 +54,9 @@ Index images_band(const Sizes& s, Index row_bytes) {
 }
 
 Part images_part(const Machine& machine, const Sizes& s, FilterShape shape, Index lanes) {
-  Part part{Layout::images, lanes, 0, s.batch, lanes, 1, false, shape, 0, 0, 0, 0, 0};
+  Part part{.layout = Layout::images, .lanes = lanes, .batch = s.batch, .images = lanes, .bands = 1, .shape = shape};
   FilterShape& f = part.shape;
-  f.block = equal_blocks(s.channels, machine.block);
+  f.block = fair_share(s.channels, machine.block);
   f.band = images_band(s, (s.width + s.kernel_width - 1) * s.channels * lanes * machine.element);
   f.ring = ring_rows(s.height, f.band, 1, s.kernel_height - 1);
   const Index rows = f.ring * (s.width + s.kernel_width - 1) + (f.solve ? 0 : f.band * s.width);
@@ -74,17 +68,22 @@ Part images_part(const Machine& machine, const Sizes& s, FilterShape shape, Inde
 /// Bands of one or two vectors of rows.
 Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index lanes, Index vectors, int threads) {
   const Index rows = vectors * lanes;
-  Part part{Layout::rows, lanes, 0, s.batch, 1, divided_up(s.height, rows), false, shape, 0, 0, 0, 0, 0};
+  Part part{.layout = Layout::rows,
+            .lanes = lanes,
+            .batch = s.batch,
+            .images = 1,
+            .bands = ceil_div(s.height, rows),
+            .shape = shape};
   FilterShape& f = part.shape;
-  f.block = equal_blocks(s.channels, machine.rows_block);
+  f.block = fair_share(s.channels, rows_block);
   f.band = rows;
   const Index lead = s.kernel_height + s.kernel_width - 2;
   part.shared = s.batch * s.groups < threads && part.bands > 1;
   part.edge_pitch = lead + s.width + 2 * rows + s.kernel_height;
   part.edge_elements = (s.kernel_height - 1) * s.channels * part.edge_pitch;
   part.weight_elements = packed_weight_elements(f);
-  // A short row at once; else windows that stay in the first level of cache.
-  const Index steps = divided_up(s.width + rows - 1, lanes) * lanes;
+  // A short row at once; else windows that for one channel stay in the first level of cache.
+  const Index steps = ceil_div(s.width + rows - 1, lanes) * lanes;
   f.pitch = steps <= 512 ? steps : 128;
   part.scratch_bytes =
       pointer_bytes(s.kernel_height) +
@@ -92,34 +91,31 @@ Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index 
   return part;
 }
 
-/// Pixels that the layout channels computes at once.
-constexpr Index streams = 4;
-
 Part channels_part(const Machine& machine, const Sizes& s, FilterShape shape, Index lanes, Index images, int threads) {
-  Part part{Layout::channels, lanes, 0, s.batch, images, 0, false, shape, 0, 0, 0, 0, 0};
+  Part part{.layout = Layout::channels, .lanes = lanes, .batch = s.batch, .images = images, .shape = shape};
   FilterShape& f = part.shape;
-  f.block = equal_blocks(divided_up(s.channels, lanes), machine.channel_vectors) * lanes;
-  f.band = std::min(streams / images, s.height);
-  part.bands = divided_up(s.height, f.band);
-  part.shared = divided_up(s.batch, images) * s.groups < threads && part.bands > 1;
+  f.block = fair_share(ceil_div(s.channels, lanes), machine.channel_vectors) * lanes;
+  f.band = std::min<Index>(channel_streams / images, s.height);
+  part.bands = ceil_div(s.height, f.band);
+  part.shared = ceil_div(s.batch, images) * s.groups < threads && part.bands > 1;
   f.ring = ring_rows(s.height, f.band, part.shared ? threads + 1 : 1, s.kernel_height - 1);
   part.weight_elements = packed_weight_elements(f);
-  part.ring_elements = images * f.ring * (s.width + s.kernel_width - 1) * divided_up(s.channels, f.block) * f.block;
-  part.scratch_bytes = pointer_bytes(s.kernel_height * streams);
+  part.ring_elements = images * f.ring * (s.width + s.kernel_width - 1) * ceil_div(s.channels, f.block) * f.block;
+  part.scratch_bytes = pointer_bytes(s.kernel_height * channel_streams);
   return part;
 }
 
 Part columns_part(const Machine& machine, const Sizes& s, FilterShape shape, Index lanes, int threads) {
-  Part part{Layout::columns, lanes, 0, s.batch, 1, 1, false, shape, 0, 0, 0, 0, 0};
+  Part part{.layout = Layout::columns, .lanes = lanes, .batch = s.batch, .images = 1, .bands = 1, .shape = shape};
   FilterShape& f = part.shape;
   const Index row = s.width + s.kernel_width - 1, older = s.kernel_height - 1;
-  f.block = equal_blocks(s.channels, machine.block);
+  f.block = fair_share(s.channels, machine.block);
   // Lines that stay in the second level of cache.
   const Index cached = 256 * 1024 / (2 * machine.element * s.channels * row);
   f.band = std::clamp<Index>(cached - older, std::min<Index>(s.height, 4), s.height);
   if (threads > 1 && s.batch * s.groups < 2 * threads) {  // rows do not wait for each other
     part.shared = true;
-    part.bands = std::min<Index>(divided_up(s.height, std::max(older, Index{1})), 4 * threads);
+    part.bands = std::min<Index>(ceil_div(s.height, std::max(older, Index{1})), 4 * threads);
   }
   // Channels' lines a power of two apart would share a few places of the cache.
   f.pitch = (older + f.band) * row + 4 * lanes;
@@ -157,15 +153,16 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
              (channels * step + (part.shape.band > part.lanes ? 2 : 3) * channels / taps);
       break;
     case Layout::channels:
+      // A multiplication in four pixels needs a broadcast of each; inside the pixel the channels wait for each other.
       steps = s.width + part.shape.band - 1;
-      behind = 12;
-      each =
-          static_cast<double>(part.bands * steps) *
-          (1.15 * static_cast<double>(streams * divided_up(s.channels, part.lanes)) * step * inside_both + 12 / taps);
+      behind = 12;  // twice the columns after which a band reports, and the skew of its rows
+      each = static_cast<double>(part.bands * steps) *
+             (1.15 * static_cast<double>(channel_streams * ceil_div(s.channels, part.lanes)) * step * inside_both +
+              12 / taps);
       break;
     case Layout::columns:
       each = static_cast<double>(s.height *
-                                 std::min(divided_up(s.width, part.lanes) * part.lanes, s.width + s.kernel_width - 1)) /
+                                 std::min(ceil_div(s.width, part.lanes) * part.lanes, s.width + s.kernel_width - 1)) /
              static_cast<double>(part.lanes) * channels * step * inside_rows;
       break;
   }
@@ -174,7 +171,7 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
     const double bands = static_cast<double>(part.bands), lag = static_cast<double>((part.bands - 1) * behind);
     return steps > 0 ? std::max(all, each / bands * (1 + lag / static_cast<double>(steps))) : all;
   }
-  return each * static_cast<double>(divided_up(tasks, threads));
+  return each * static_cast<double>(ceil_div(tasks, threads));
 }
 
 struct Choice {
@@ -183,9 +180,9 @@ struct Choice {
 };
 
 /// The layout of least cost for some images.
-Choice best_part(const Machine& machine, Operation operation, const Sizes& s, bool unit_diagonal, int threads) {
+Choice best_part(const Machine& machine, Operation operation, const Sizes& s, int threads) {
   Choice best;
-  for (const Part& part : possible_parts(machine, operation, s, unit_diagonal, threads)) {
+  for (const Part& part : possible_parts(machine, operation, s, threads)) {
     const double own = cost(machine, s, part, threads);
     if (own < best.cost) {
       best = {{part}, own};
@@ -196,14 +193,13 @@ Choice best_part(const Machine& machine, Operation operation, const Sizes& s, bo
 
 }  // namespace
 
-std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& s, bool unit_diagonal,
-                                 int threads) {
-  const FilterShape shape = shape_of(s, operation == Operation::solve, unit_diagonal, machine.element);
+std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& s, int threads) {
+  const FilterShape shape = shape_of(s, operation == Operation::solve, machine.element);
   std::vector<Part> parts;
   for (const Index lanes : machine.lanes) {
     parts.push_back(images_part(machine, s, shape, lanes));
-    if (lanes == 1) {
-      continue;
+    if (lanes == 1) {  // the last ones
+      break;
     }
     if (!shape.solve) {
       parts.push_back(columns_part(machine, s, shape, lanes, threads));
@@ -216,24 +212,24 @@ std::vector<Part> possible_parts(const Machine& machine, Operation operation, co
         parts.push_back(rows_part(machine, s, shape, lanes, 2, threads));
       }
     }
-    for (Index images = 1; images <= std::min(streams, s.batch); images *= 2) {
+    for (Index images = 1; images <= std::min<Index>(channel_streams, s.batch); images *= 2) {
       parts.push_back(channels_part(machine, s, shape, lanes, images, threads));
     }
   }
   return parts;
 }
 
-FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& s, bool unit_diagonal, int threads) {
-  Choice best = best_part(machine, operation, s, unit_diagonal, threads);
+FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& s, int threads) {
+  Choice best = best_part(machine, operation, s, threads);
   // Full vectors of images, as many for every thread, and the rest as suits it.
   const Index lanes = machine.lanes[0], rest = s.batch % (lanes * threads);
   if (rest > 0 && rest < s.batch) {
     Sizes full = s, left = s;
     full.batch = s.batch - rest;
     left.batch = rest;
-    const FilterShape shape = shape_of(s, operation == Operation::solve, unit_diagonal, machine.element);
+    const FilterShape shape = shape_of(s, operation == Operation::solve, machine.element);
     const Part main = images_part(machine, full, shape, lanes);
-    Choice tail = best_part(machine, operation, left, unit_diagonal, threads);
+    Choice tail = best_part(machine, operation, left, threads);
     if (cost(machine, full, main, threads) + tail.cost < best.cost) {
       tail.parts[0].first = full.batch;
       best.parts = {main, tail.parts[0]};
@@ -253,7 +249,7 @@ FilterPlan careful_plan(const Machine& machine, const Sizes& s, const FilterPlan
 FilterPlan make_plan(std::vector<Part> parts, Index groups, int threads) {
   Index tasks = 0;
   for (const Part& part : parts) {
-    tasks += part.image_groups() * groups * (part.shared ? part.bands : 1);
+    tasks += part.tasks(groups);
   }
   return {std::move(parts), static_cast<int>(std::min<Index>(threads, tasks))};
 }

@@ -23,7 +23,7 @@ enum class Layout {
 /// What a plan must know of an instruction set, for one type of arithmetic.
 struct Machine {
   std::int64_t lanes[4];  // descending
-  std::int64_t block, rows_block, channel_vectors;
+  std::int64_t block, channel_vectors;
   std::int64_t element;  // bytes
 };
 
@@ -32,16 +32,17 @@ struct Machine {
 struct Part {
   Layout layout;
   std::int64_t lanes;
-  std::int64_t first, batch;
-  std::int64_t images;  // at once
-  std::int64_t bands;   // of rows
-  bool shared;          // whether bands are tasks
+  std::int64_t first = 0, batch;
+  std::int64_t images;     // at once
+  std::int64_t bands = 0;  // of rows
+  bool shared = false;     // whether bands are tasks
   FilterShape shape;
-  std::int64_t weight_elements, scratch_bytes;
-  std::int64_t edge_pitch;  // layout rows: columns of what a band leaves to the next one
-  std::int64_t edge_elements, ring_elements;
+  std::int64_t weight_elements = 0, scratch_bytes = 0;
+  std::int64_t edge_pitch = 0;  // layout rows: columns of what a band leaves to the next one
+  std::int64_t edge_elements = 0, ring_elements = 0;
 
   std::int64_t image_groups() const { return (batch + images - 1) / images; }
+  std::int64_t tasks(std::int64_t groups) const { return image_groups() * groups * (shared ? bands : 1); }
 };
 
 struct FilterPlan {
@@ -50,15 +51,13 @@ struct FilterPlan {
 };
 
 /// Every layout that can hold all the images.
-std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& sizes, bool unit_diagonal,
-                                 int threads);
+std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& sizes, int threads);
 
 /// Of no more threads than there are tasks.
 FilterPlan make_plan(std::vector<Part> parts, std::int64_t groups, int threads);
 
 /// The plan of least estimated cost.
-FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& sizes, bool unit_diagonal,
-                       int threads);
+FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& sizes, int threads);
 
 /// The plan in place of another one for a weight that is not finite, which must not meet the zeros around an image: the
 /// layout images leaves out all taps that lie outside. It takes no more memory than a few rows.
@@ -71,7 +70,7 @@ Machine this_machine();
 template <class T>
 std::size_t workspace_size(const FilterPlan& plan, const Sizes& sizes);
 
-/// Carries out a plan for sizes that are clipped and not empty.
+/// Carries out a plan made for clipped(problem.sizes), which are not empty.
 template <class T>
 void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace);
 

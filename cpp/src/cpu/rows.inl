@@ -12,9 +12,6 @@
 namespace invconv::detail::cpu {
 namespace {
 
-/// Output channels computed together.
-inline constexpr int rows_block = 8;
-
 /// How far ahead the memory of a row is asked for.
 inline constexpr Index columns_ahead = 512;
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// What the plans of filter.cpp and correlation.cpp share.
+// What the plans of a filter and of a correlation share: sizes in bytes, shares and threads.
 
 #include <algorithm>
 
@@ -18,29 +18,14 @@ std::size_t aligned_bytes(Index elements) {
   return aligned(static_cast<std::size_t>(elements) * sizeof(A));
 }
 
-/// Blocks of a batch: full ones, and one with the rest.
-struct Blocks {
-  Index batch, lanes;
+inline Index ceil_div(Index total, Index share) { return (total + share - 1) / share; }
 
-  Index count() const { return (batch + lanes - 1) / lanes; }
-  Index first(Index block) const { return block * lanes; }
-  Index images(Index block) const { return std::min(lanes, batch - first(block)); }
-};
+/// Splits `total` into the fewest equal shares of at most `most`, and returns what a share then holds.
+inline Index fair_share(Index total, Index most) { return ceil_div(total, ceil_div(total, most)); }
 
-/// The fewest lanes that hold `images`.
-template <class T>
-Index fitting_lanes(const Kernels<T>& table, Index images) {
-  Index fitting = table.lanes[0];
-  for (const Index lanes : table.lanes) {
-    if (lanes >= images) {
-      fitting = lanes;
-    }
-  }
-  return fitting;
-}
-
-/// A helper thread pays when it takes over more work than it costs to wake it. The estimate is rough, in nanoseconds of
-/// one core: 50 operations and 2 elements moved in each.
+/// A helper thread pays when it takes over more work than it costs to have it: little while it still spins for work
+/// (threads.cpp), several times as much once it sleeps. The estimate is rough, in nanoseconds of one core: 50
+/// operations and 2 elements moved in each.
 inline int useful_threads(const Sizes& s, const Cpu& execution) {
   const double pixels = static_cast<double>(s.batch * s.height * s.width * s.groups * s.channels);
   const double work = pixels * static_cast<double>(2 * s.channels * s.kernel_height * s.kernel_width) / 50 + pixels / 2;
