@@ -329,7 +329,8 @@ def measure(
         if once > 1:
             times = interleaved({"ours": ours}, min(seconds, 0.5)) | {"peer": Times.of([once])}
         else:
-            times = interleaved({"ours": ours, "peer": lambda: solve(y)}, seconds)
+            candidates = {"ours": ours, "peer": lambda: solve(y)}
+            times = interleaved(candidates, seconds, settle=0.03)
     return figures | _milliseconds(times["peer"], times["ours"])
 
 

@@ -28,13 +28,20 @@ class Times(NamedTuple):
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], seconds: float = 1.0, seed: int = 0
+    candidates: Mapping[str, Callable[[], object]],
+    seconds: float = 1.0,
+    seed: int = 0,
+    settle: float = 0.0,
 ) -> dict[str, Times]:
     """Time each candidate in rounds of one call each for ``seconds``, and for at least 5 rounds.
 
     The order changes from round to round, so that no candidate always finds the caches as the same
     other one left them. Before that a tenth of the time, and at least 2 rounds, are not counted: a
     first call may load modules and start threads, which takes longer than all that are timed.
+
+    Before each call that is timed, calls of the same candidate fill ``settle`` seconds. A candidate
+    that computes for milliseconds on one thread leaves the other ones' threads asleep, or all of
+    them on one processor, and the time until the system has spread them is no part of a call.
     """
     order = list(candidates)
     shuffle = random.Random(seed).shuffle
@@ -46,6 +53,9 @@ def interleaved(
         while done < least or time.perf_counter() - begin < seconds:
             shuffle(order)
             for name in order:
+                start = time.perf_counter()
+                while time.perf_counter() - start < settle:
+                    candidates[name]()
                 start = time.perf_counter()
                 candidates[name]()
                 samples[name].append(time.perf_counter() - start)
