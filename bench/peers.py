@@ -330,7 +330,7 @@ def measure(
             times = interleaved({"ours": ours}, min(seconds, 0.5)) | {"peer": Times.of([once])}
         else:
             candidates = {"ours": ours, "peer": lambda: solve(y)}
-            times = interleaved(candidates, seconds, settle=0.03)
+            times = interleaved(candidates, seconds, settle=0.2)
     return figures | _milliseconds(times["peer"], times["ours"])
 
 
