@@ -330,6 +330,7 @@ def measure(
             times = interleaved({"ours": ours}, min(seconds, 0.5)) | {"peer": Times.of([once])}
         else:
             candidates = {"ours": ours, "peer": lambda: solve(y)}
+            # After 0.03 s beside a peer on one thread, our threads were still on one processor.
             times = interleaved(candidates, seconds, settle=0.2)
     return figures | _milliseconds(times["peer"], times["ours"])
 
