@@ -25,7 +25,7 @@ import invconv
 
 from .operations import error, problem
 from .shapes import Shape
-from .timing import Times, interleaved
+from .timing import SETTLE, Times, interleaved
 
 Solver = Callable[[Tensor], Tensor]
 
@@ -330,8 +330,7 @@ def measure(
             times = interleaved({"ours": ours}, min(seconds, 0.5)) | {"peer": Times.of([once])}
         else:
             candidates = {"ours": ours, "peer": lambda: solve(y)}
-            # After 0.03 s beside a peer on one thread, our threads were still on one processor.
-            times = interleaved(candidates, seconds, settle=0.2)
+            times = interleaved(candidates, seconds, settle=SETTLE)
     return figures | _milliseconds(times["peer"], times["ours"])
 
 

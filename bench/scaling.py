@@ -15,7 +15,7 @@ from . import memory
 from .operations import padded, problem
 from .results import Rows
 from .shapes import TINY, Shape
-from .timing import interleaved
+from .timing import SETTLE, interleaved
 
 SIZES = (512, 1024, 2048, 4096, 8192)
 CHANNELS = (1, 3)
@@ -40,7 +40,9 @@ def one_image(channels: int, sizes: Sequence[int], threads: int, seconds: float)
         return run
 
     times = interleaved(
-        {f"{size}:{count}": candidate(size, count) for size in sizes for count in counts}, seconds
+        {f"{size}:{count}": candidate(size, count) for size in sizes for count in counts},
+        seconds,
+        settle=SETTLE,
     )
     invconv.set_num_threads(threads)
     rows: Rows = {}

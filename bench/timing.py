@@ -10,6 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+# For ``interleaved``, in seconds, where candidates use different numbers of threads. After 0.03 s
+# beside a peer on one thread, our threads were still on one processor.
+SETTLE = 0.2
+
 
 class Times(NamedTuple):
     """Seconds: the median and the quartiles."""
