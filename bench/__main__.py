@@ -96,7 +96,7 @@ def core_(
     chosen = _choose(shapes, SHAPES)
     if not _builds():
         raise typer.Exit(1)
-    names = ("solve", "solve_transpose", "conv", "weight_grad")
+    names = operations.CORE_OPERATIONS
     counts = sorted({1, threads})
     times = cpp.measure(names, chosen, counts, seconds=seconds).times
     rows: Rows = {

@@ -96,7 +96,7 @@ def measure(
     """Time the core's operations on each shape with each number of threads.
 
     Args:
-        operations: Of solve, solve_transpose, conv, weight_grad and plain_solve.
+        operations: Of solve, solve_transpose, conv, weight_grad, solve_backward and plain_solve.
         shapes: By name.
         threads: Numbers of threads.
         probes: Whether to measure the machine's limits too.

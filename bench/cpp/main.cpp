@@ -1,7 +1,7 @@
 // The core alone, without Python, and this machine's limits. `python -m bench` says what to run and reads the JSON:
 //
 //     invconv_bench --shape NAME=BATCH,CHANNELS,HEIGHT,WIDTH,KERNEL ... --threads N ...
-//                   --run solve|solve_transpose|conv|weight_grad|plain_solve|peak|chain|copy ...
+//                   --run solve|solve_transpose|conv|weight_grad|solve_backward|plain_solve|peak|chain|copy ...
 //                   --copy BYTES ... --seconds S --repetitions R --benchmark_format=json
 //
 // Names in the output: solve:NAME:N, peak:N, chain:1, copy:BYTES:N. The time of chain is that of 1000 multiply-adds;
@@ -69,6 +69,7 @@ struct Problem {
   View<const float> view(const std::vector<float>& of) const { return View<const float>::contiguous(of.data(), image); }
   View<const float> weight_view() const { return View<const float>::contiguous(weight.data(), taps); }
   View<float> result_view() { return View<float>::contiguous(result.data(), image); }
+  View<float> weight_result_view() { return View<float>::contiguous(weight_result.data(), taps); }
 
   Shape image, taps;
   std::vector<float> images, others, result, weight, weight_result;
@@ -125,9 +126,12 @@ void run_operation(const std::string& name, Problem& problem, int threads) {
     solve<float>(problem.view(problem.images), problem.weight_view(), problem.result_view(), transposed, {}, cpu);
   } else if (name == "conv") {
     conv<float>(problem.view(problem.images), problem.weight_view(), problem.result_view(), {}, {}, cpu);
+  } else if (name == "weight_grad") {
+    weight_grad<float>(problem.view(problem.images), problem.view(problem.others), problem.weight_result_view(), {}, {},
+                       cpu);
   } else {
-    weight_grad<float>(problem.view(problem.images), problem.view(problem.others),
-                       View<float>::contiguous(problem.weight_result.data(), problem.taps), {}, {}, cpu);
+    solve_backward<float>(problem.view(problem.images), problem.view(problem.others), problem.weight_view(),
+                          problem.result_view(), problem.weight_result_view(), {}, {}, cpu);
   }
 }
 
@@ -253,7 +257,8 @@ void register_all(const Arguments& arguments) {
           if (run == "plain_solve") {
             add(run + ":" + name + suffix,
                 [=](benchmark::State& state) { measure_plain_solve(state, problem(), count); });
-          } else if (run == "solve" || run == "solve_transpose" || run == "conv" || run == "weight_grad") {
+          } else if (run == "solve" || run == "solve_transpose" || run == "conv" || run == "weight_grad" ||
+                     run == "solve_backward") {
             add(run + ":" + name + suffix,
                 [=](benchmark::State& state) { measure_operation(state, run, problem(), count); });
           } else {

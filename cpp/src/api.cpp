@@ -68,6 +68,10 @@ Execution settled(const char* function, const Execution& execution) {
 
 template <class T>
 std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Execution& execution) {
+  if (operation == Operation::solve_backward) {  // one after the other
+    return std::max(needed_workspace<T>(Operation::solve, sizes, execution),
+                    needed_workspace<T>(Operation::weight_grad, sizes, execution));
+  }
   if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
     return cuda::workspace_size<T>(operation, sizes, *on_cuda);
   }
@@ -84,6 +88,34 @@ void run(const Problem& problem, void* workspace, const Execution& execution) {
 }
 
 template <class T>
+Filter<T> filter_problem(Operation operation, const Sizes& sizes, View<const T> in, View<const T> weight, View<T> out,
+                         const Options& options, bool transpose) {
+  Filter<T> problem{operation, sizes, options.unit_diagonal, {}};
+  problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
+  for (std::int64_t group = 0; group < sizes.groups; ++group) {
+    const Corner corner = corner_of(options, group);
+    problem.groups.push_back({group_images(in, group, sizes.channels, corner, transpose),
+                              group_images(out, group, sizes.channels, corner, transpose),
+                              group_taps(weight, group, sizes.channels, corner, transpose)});
+  }
+  return problem;
+}
+
+template <class T>
+Correlation<T> correlation_problem(const Sizes& sizes, View<const T> x, View<const T> g, View<T> dw,
+                                   const Options& options, bool negative) {
+  Correlation<T> problem{sizes, options.unit_diagonal, negative, {}};
+  problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
+  for (std::int64_t group = 0; group < sizes.groups; ++group) {
+    const Corner corner = corner_of(options, group);
+    problem.groups.push_back({group_images(x, group, sizes.channels, corner, false),
+                              group_images(g, group, sizes.channels, corner, false),
+                              group_taps(dw, group, sizes.channels, corner, false)});
+  }
+  return problem;
+}
+
+template <class T>
 void filter(const char* function, Operation operation, const char* in_name, View<const T> in, View<const T> weight,
             const char* out_name, View<T> out, const Options& options, const Workspace& workspace,
             const Execution& requested) {
@@ -92,15 +124,7 @@ void filter(const char* function, Operation operation, const char* in_name, View
   check_output(function, out_name, out.shape, out.stride);
   const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(operation, sizes, execution));
-  Filter<T> problem{operation, sizes, options.unit_diagonal, {}};
-  problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
-  for (std::int64_t group = 0; group < sizes.groups; ++group) {
-    const Corner corner = corner_of(options, group);
-    problem.groups.push_back({group_images(in, group, sizes.channels, corner, options.transpose),
-                              group_images(out, group, sizes.channels, corner, options.transpose),
-                              group_taps(weight, group, sizes.channels, corner, options.transpose)});
-  }
-  run(problem, scratch.data(), execution);
+  run(filter_problem(operation, sizes, in, weight, out, options, options.transpose), scratch.data(), execution);
 }
 
 double to_double(float value) { return value; }
@@ -139,15 +163,27 @@ void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace
   }
   const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution));
-  Correlation<T> problem{sizes, options.unit_diagonal, {}};
-  problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
-  for (std::int64_t group = 0; group < sizes.groups; ++group) {
-    const Corner corner = corner_of(options, group);
-    problem.groups.push_back({group_images(x, group, sizes.channels, corner, false),
-                              group_images(g, group, sizes.channels, corner, false),
-                              group_taps(dw, group, sizes.channels, corner, false)});
-  }
-  run(problem, scratch.data(), execution);
+  run(correlation_problem<T>(sizes, x, g, dw, options, false), scratch.data(), execution);
+}
+
+template <class T>
+void solve_backward(In<T> x, In<T> g, In<T> weight, View<T> dy, View<T> dw, const Options& options, Workspace workspace,
+                    const Execution& requested) {
+  const char* const function = "solve_backward";
+  const Sizes sizes = check_images(function, "x", x.shape, weight.shape, options);
+  check_same_shape(function, "g", g.shape, "x", x.shape);
+  check_same_shape(function, "dy", dy.shape, "x", x.shape);
+  check_same_shape(function, "dw", dw.shape, "weight", weight.shape);
+  check_output(function, "dy", dy.shape, dy.stride);
+  check_output(function, "dw", dw.shape, dw.stride);
+  const Execution execution = settled(function, requested);
+  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::solve_backward, sizes, execution));
+  run(filter_problem<T>(Operation::solve, sizes, g, weight, dy, options, !options.transpose), scratch.data(),
+      execution);
+  // M^T is linear in the weight too: <g, M^T x> = <M g, x> swaps the two.
+  const View<const T> solved = dy;
+  run(correlation_problem<T>(sizes, options.transpose ? solved : x, options.transpose ? x : solved, dw, options, true),
+      scratch.data(), execution);
 }
 
 template <class T>
@@ -229,12 +265,13 @@ double growth(View<const T> weight, std::int64_t height, std::int64_t width, con
 
 const char* instruction_set() { return cpu::kernels<float>().name; }
 
-#define INVCONV_INSTANTIATE(T)                                                                                     \
-  template std::size_t workspace_size<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&); \
-  template void solve<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                      \
-  template void conv<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                       \
-  template void weight_grad<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                \
-  template double logabsdet<T>(View<const T>, std::int64_t, std::int64_t, const Options&);                         \
+#define INVCONV_INSTANTIATE(T)                                                                                         \
+  template std::size_t workspace_size<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&);     \
+  template void solve<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                          \
+  template void conv<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                           \
+  template void weight_grad<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                    \
+  template void solve_backward<T>(In<T>, In<T>, In<T>, View<T>, View<T>, const Options&, Workspace, const Execution&); \
+  template double logabsdet<T>(View<const T>, std::int64_t, std::int64_t, const Options&);                             \
   template double growth<T>(View<const T>, std::int64_t, std::int64_t, const Options&, const Cpu&);
 INVCONV_INSTANTIATE(float)
 INVCONV_INSTANTIATE(double)

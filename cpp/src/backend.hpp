@@ -51,7 +51,7 @@ struct Filter {
   std::vector<Group> groups;
 };
 
-/// weight_grad.
+/// weight_grad, or its negative.
 template <class T>
 struct Correlation {
   struct Group {
@@ -59,12 +59,12 @@ struct Correlation {
     Taps<T> dw;
   };
   Sizes sizes;
-  bool unit_diagonal;
+  bool unit_diagonal, negative;
   std::vector<Group> groups;
 };
 
 /// Every backend has these three, in a namespace of its own. The number of threads is definite, at least 1, and the
-/// workspace at least as large as they ask.
+/// workspace at least as large as they ask for solve, conv or weight_grad.
 #define INVCONV_BACKEND(EXECUTION)                                                                 \
   template <class T>                                                                               \
   std::size_t workspace_size(Operation operation, const Sizes& sizes, const EXECUTION& execution); \

@@ -278,6 +278,25 @@ bool weight_grad(nb::handle x, nb::handle g, nb::handle dw, nb::handle corner, n
   return true;
 }
 
+bool solve_backward(nb::handle x, nb::handle g, nb::handle weight, nb::handle dy, nb::handle dw, nb::handle corner,
+                    nb::handle unit_diagonal, nb::handle groups, nb::handle transpose) {
+  invconv::Options options;
+  const Array solved(x), incoming(g), taps(weight), to(dy, true), to_taps(dw, true);
+  if (!solved.plain() || !incoming.plain() || !taps.plain() || !to.plain() || !to_taps.plain() ||
+      !incoming.same_kind(solved) || !to.same_kind(solved) || taps.axes() != 4 || taps.type() != solved.type() ||
+      !to_taps.same_kind(taps) || !read(corner, unit_diagonal, groups, options) ||
+      !read(transpose, options.transpose)) {
+    return false;
+  }
+  with_type(solved.type(), [&](auto zero) {
+    using T = decltype(zero);
+    const nb::gil_scoped_release unlocked;
+    invconv::solve_backward<T>(solved.view<const T>(), incoming.view<const T>(), taps.view<const T>(), to.view<T>(),
+                               to_taps.view<T>(), options, {}, invconv::Cpu{});
+  });
+  return true;
+}
+
 /// A number, or None: `function` of the weight's view, the size and the options.
 template <class Function>
 nb::object of_weight(Function&& function, nb::handle weight, nb::handle height, nb::handle width, nb::handle corner,
@@ -329,6 +348,12 @@ NB_MODULE(_core, m) {
                 "groups: object) -> bool"),
         "Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say "
         "whether they are.");
+  m.def("solve_backward", &solve_backward, "x"_a.none(), "g"_a.none(), "weight"_a.none(), "dy"_a.none(), "dw"_a.none(),
+        "corner"_a.none(), "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(),
+        nb::sig("def solve_backward(x: object, g: object, weight: object, dy: object, dw: object, corner: object, "
+                "unit_diagonal: object, groups: object, transpose: object) -> bool"),
+        "Write both gradients of x = M^-1 y for an incoming g into dy and dw, which overlap with nothing, if the "
+        "arguments are plain, and say whether they are.");
   m.def("logabsdet", &logabsdet, "weight"_a.none(), "height"_a.none(), "width"_a.none(), "corner"_a.none(),
         "unit_diagonal"_a.none(), "groups"_a.none(),
         nb::sig("def logabsdet(weight: object, height: object, width: object, corner: object, "

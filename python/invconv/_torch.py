@@ -357,6 +357,11 @@ class _Solve(torch.autograd.Function):
             return (None,) * 6
         x, weight = ctx.saved_tensors
         corner, unit_diagonal, groups, transpose = ctx.options
+        if ctx.needs_input_grad[1] and _is_plain(x, g, weight) and not _records(x, g, weight):
+            both = torch.empty_like(x), torch.empty_like(weight)
+            arrays = (_memory(x), _memory(g), _memory(weight), _memory(both[0]), _memory(both[1]))
+            if _core.solve_backward(*arrays, _corners(corner), unit_diagonal, groups, transpose):
+                return *both, None, None, None, None
         dy = _solve(g, weight, corner, unit_diagonal, groups, not transpose)
         dw = None
         if ctx.needs_input_grad[1]:

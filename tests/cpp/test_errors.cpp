@@ -112,6 +112,28 @@ TEST(Errors, WeightGrad) {
             "[weight_grad] expected dw whose elements have places of their own, but got one with a stride of 0");
 }
 
+TEST(Errors, SolveBackward) {
+  const auto message = [](const Shape& g, const View<float>& dy, const View<float>& dw, const Options& options = {}) {
+    const View<const float> x{nullptr, {2, 4, 8, 8}, {}}, weight{nullptr, {4, 4, 3, 3}, {}};
+    return message_of([&] { solve_backward<float>(x, {nullptr, g, {}}, weight, dy, dw, options, {}, Cpu{}); });
+  };
+  const Shape image{2, 4, 8, 8}, taps{4, 4, 3, 3}, narrow{2, 4, 8, 7};
+  const auto dy = View<float>::contiguous(nullptr, image), dw = View<float>::contiguous(nullptr, taps);
+  const std::string head = "[solve_backward] expected ";
+  EXPECT_EQ(message(narrow, dy, dw), head + "g of the shape of x, (2, 4, 8, 8), but got (2, 4, 8, 7)");
+  EXPECT_EQ(message(image, View<float>::contiguous(nullptr, narrow), dw),
+            head + "dy of the shape of x, (2, 4, 8, 8), but got (2, 4, 8, 7)");
+  EXPECT_EQ(message(image, dy, View<float>::contiguous(nullptr, {4, 4, 3, 2})),
+            head + "dw of the shape of weight, (4, 4, 3, 3), but got (4, 4, 3, 2)");
+  EXPECT_EQ(message(image, {nullptr, image, {256, 0, 8, 1}}, dw),
+            head + "dy whose elements have places of their own, but got one with a stride of 0");
+  EXPECT_EQ(message(image, dy, {nullptr, taps, {36, 0, 3, 1}}),
+            head + "dw whose elements have places of their own, but got one with a stride of 0");
+  Options options;
+  options.groups = 3;
+  EXPECT_EQ(message(image, dy, dw, options), head + "groups to divide C = 4, but got 3");
+}
+
 TEST(Errors, ImagesThatDoNotFit) {
   const View<const float> weight{nullptr, {4, 4, 3, 3}, {}};
   const auto solve_with = [&](const Shape& y, const View<float>& x) {

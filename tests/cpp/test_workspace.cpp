@@ -7,8 +7,9 @@
 namespace invconv::test {
 namespace {
 
-constexpr Operation operations[] = {Operation::solve, Operation::conv, Operation::weight_grad};
-constexpr const char* names[] = {"solve", "conv", "weight_grad"};
+constexpr Operation operations[] = {Operation::solve, Operation::conv, Operation::weight_grad,
+                                    Operation::solve_backward};
+constexpr const char* names[] = {"solve", "conv", "weight_grad", "solve_backward"};
 
 /// One problem and everything that a call of any operation needs.
 template <class T>
@@ -38,8 +39,12 @@ struct Fixture {
       solve<T>(a.view(), weight.view(), out.view(), problem.options, workspace, execution);
     } else if (operation == Operation::conv) {
       conv<T>(a.view(), weight.view(), out.view(), problem.options, workspace, execution);
-    } else {
+    } else if (operation == Operation::weight_grad) {
       weight_grad<T>(a.view(), b.view(), out.view(), problem.options, workspace, execution);
+    } else {
+      const Array<T> dw(problem.weight);
+      solve_backward<T>(a.view(), b.view(), weight.view(), out.view(), dw.view(), problem.options, workspace,
+                        execution);
     }
   }
 };

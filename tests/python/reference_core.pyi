@@ -23,6 +23,11 @@ def weight_grad(x: object, g: object, dw: object, corner: object, unit_diagonal:
     Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say whether they are.
     """
 
+def solve_backward(x: object, g: object, weight: object, dy: object, dw: object, corner: object, unit_diagonal: object, groups: object, transpose: object) -> bool:
+    """
+    Write both gradients of x = M^-1 y for an incoming g into dy and dw, which overlap with nothing, if the arguments are plain, and say whether they are.
+    """
+
 def logabsdet(weight: object, height: object, width: object, corner: object, unit_diagonal: object, groups: object) -> float | None:
     """The logarithm of |det M|, or None if the arguments are not plain."""
 

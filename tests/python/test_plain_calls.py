@@ -217,6 +217,27 @@ def test_the_other_functions_of_the_core() -> None:
         plain = {"x": Y, "g": G, "dw": dw, "corner": "tl", "unit_diagonal": True, "groups": 1}
         assert _core.weight_grad(*(plain | changes).values()) is False
         assert np.all(dw == 7)
+    dy = np.full_like(Y, 7)
+    for changes in (
+        {"x": Y.astype(np.float64)},
+        {"x": Y[0]},
+        {"g": G[0]},
+        {"g": G.astype(np.float16)},
+        {"weight": W[0]},
+        {"weight": W.astype(np.float64)},
+        {"dy": read_only(dy)},
+        {"dy": np.empty(Y.shape)},
+        {"dw": read_only(dw)},
+        {"dw": np.empty(W.shape)},
+        {"corner": "xx"},
+        {"unit_diagonal": 1},
+        {"groups": True},
+        {"transpose": None},
+    ):
+        arrays = {"x": X, "g": G, "weight": W, "dy": dy, "dw": dw}
+        plain = arrays | {"corner": "tl", "unit_diagonal": True, "groups": 1, "transpose": False}
+        assert _core.solve_backward(*(plain | changes).values()) is False
+        assert np.all(dy == 7) and np.all(dw == 7)
     for number in (_core.logabsdet, _core.growth):
         for changes in (
             {"weight": W.astype(np.int32)},
@@ -414,6 +435,40 @@ def test_transforms_see_what_they_map() -> None:
         gradient,
         -invconv.weight_grad(invconv.solve(y, w), invconv.solve(g, w, transpose=True), 3),
     )
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("dtype", list(_torch._DTYPE_NAMES))
+def test_plain_gradients(
+    dtype: torch.dtype, transpose: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, w, g = (tensor.to(dtype) for tensor in tensors())
+    w = w[:, :2]
+    leaves = (y.requires_grad_(), w.requires_grad_())
+    options: Any = {"corner": ("br", "tr"), "groups": 2, "transpose": transpose}
+    # Gradients that are differentiated again take the general way.
+    x = invconv.solve(*leaves, **options)
+    expected = torch.autograd.grad(x, leaves, g, create_graph=True)
+    assert all(gradient.requires_grad for gradient in expected)
+    x = invconv.solve(*leaves, **options)
+    for incoming in (g, g.mT.contiguous().mT):
+        with monkeypatch.context() as patches:
+            patches.setattr(_torch, "_solve", never)
+            patches.setattr(_torch, "_weight_grad", never)
+            dy, dw = torch.autograd.grad(x, leaves, incoming, retain_graph=True)
+        assert torch.equal(dy, expected[0]) and torch.equal(dw, expected[1])
+        assert dy.stride() == y.stride() and not dy.requires_grad and not dw.requires_grad
+    (only,) = torch.autograd.grad(x, leaves[1], g)
+    assert torch.equal(only, expected[1])
+
+
+def test_a_mode_sees_the_operators_of_a_gradient() -> None:
+    y, w, g = tensors()
+    x = invconv.solve(y, w.requires_grad_())
+    with Recorder() as recorder:
+        torch.autograd.grad(x, w, g)
+    assert any("solve" in name for name in recorder.seen)
+    assert any("weight_grad" in name for name in recorder.seen)
 
 
 @pytest.mark.parametrize("needs", ["y", "weight"])

@@ -101,7 +101,7 @@ struct Workspace {
   std::size_t bytes = 0;
 };
 
-enum class Operation : std::uint8_t { solve, conv, weight_grad };
+enum class Operation : std::uint8_t { solve, conv, weight_grad, solve_backward };
 
 /// Bytes of scratch that `operation` needs for images of this shape and a weight of this shape (C, C/groups, kh, kw).
 /// It does not depend on strides or corners.
@@ -124,13 +124,24 @@ void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace wo
 ///     dw[o,c,u,v] = sum_{b,p} g[b,o,p] x[b,c,p-t(u,v)]     for the entries that are read, and exactly 0 for the
 ///     others.
 ///
-/// x and g: (B, C, H, W); dw: (C, C/groups, kh, kw). The gradients of x = solve(y, W) for an incoming g = dL/dx are
-/// dL/dy = solve(g, transpose) and dL/dW = -weight_grad(x, dL/dy). At most 256 products are added up one after the
-/// other in the arithmetic of T, in each lane of a vector; its lanes are folded onto each other, and such sums added up
-/// in double, in a fixed order. Where g is not finite, taps that reach beyond the image there may come out as NaN.
+/// x and g: (B, C, H, W); dw: (C, C/groups, kh, kw). At most 256 products are added up one after the other in the
+/// arithmetic of T, in each lane of a vector; its lanes are folded onto each other, and such sums added up in double,
+/// in a fixed order. Where g is not finite, taps that reach beyond the image there may come out as NaN.
 /// `options.transpose` must be false.
 template <class T>
 void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace, const Execution& execution);
+
+/// Both gradients of a solve, from its result x = M^-1 y and an incoming g = dL/dx:
+///
+///     dL/dy = M^-T g,      dL/dW[o,c,u,v] = -sum_{b,p} (dL/dy)[b,o,p] x[b,c,p-t(u,v)]
+///
+/// where the weight is read, and exactly 0 elsewhere; with options.transpose those of x = M^-T y, for which dL/dy and x
+/// change places in the sum. One solve and one correlation. x, g and dy: (B, C, H, W); weight and dw: (C, C/groups, kh,
+/// kw). dy and dw have the same bits as solve() and -weight_grad(). dy may be g itself, in place; any other overlap of
+/// an output with anything gives wrong results.
+template <class T>
+void solve_backward(In<T> x, In<T> g, In<T> weight, View<T> dy, View<T> dw, const Options& options, Workspace workspace,
+                    const Execution& execution);
 
 /// log|det M| on images of height x width pixels: height * width * sum log|diag(anchor)|; 0 for a unit diagonal.
 template <class T>

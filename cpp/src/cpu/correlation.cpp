@@ -109,9 +109,11 @@ void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, 
     for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
       for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
         const bool has_sum = sums != nullptr && i < s.kernel_height && j < s.kernel_width;
-        const double sum = has_sum && (reads_anchor || i > 0 || j > 0)
-                               ? sums[(first * s.kernel_height + i * inputs + c - first) * s.kernel_width + j]
-                               : 0;
+        double sum = 0;
+        if (has_sum && (reads_anchor || i > 0 || j > 0)) {
+          sum = sums[(first * s.kernel_height + i * inputs + c - first) * s.kernel_width + j];
+          sum = problem.negative ? -sum : sum;
+        }
         T& to = dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column];
         if constexpr (std::is_same_v<T, float16>) {
           to = to_float16(static_cast<float>(sum));
