@@ -25,11 +25,12 @@ struct Free {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
 };
 
-/// The caller's scratch, or the calling thread's own, which is kept for its next call if it is small.
+/// The caller's scratch, or the calling thread's own, which is kept for its next call if it is small. A device's memory
+/// is the caller's alone.
 class Scratch {
  public:
-  Scratch(const char* function, const Workspace& given, std::size_t needed) {
-    if (given.data != nullptr) {
+  Scratch(const char* function, const Workspace& given, std::size_t needed, const Execution& execution) {
+    if (given.data != nullptr || std::holds_alternative<Cuda>(execution)) {
       check_workspace(function, given, needed);
       data_ = given.data;
     } else if (needed > kept_bytes) {
@@ -123,7 +124,7 @@ void filter(const char* function, Operation operation, const char* in_name, View
   check_same_shape(function, out_name, out.shape, in_name, in.shape);
   check_output(function, out_name, out.shape, out.stride);
   const Execution execution = settled(function, requested);
-  const Scratch scratch(function, workspace, needed_workspace<T>(operation, sizes, execution));
+  const Scratch scratch(function, workspace, needed_workspace<T>(operation, sizes, execution), execution);
   run(filter_problem(operation, sizes, in, weight, out, options, options.transpose), scratch.data(), execution);
 }
 
@@ -162,7 +163,7 @@ void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace
     throw Error("[weight_grad] expected options without transpose; swap x and g instead");
   }
   const Execution execution = settled(function, requested);
-  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution));
+  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution), execution);
   run(correlation_problem<T>(sizes, x, g, dw, options, false), scratch.data(), execution);
 }
 
@@ -177,7 +178,8 @@ void solve_backward(In<T> x, In<T> g, In<T> weight, View<T> dy, View<T> dw, cons
   check_output(function, "dy", dy.shape, dy.stride);
   check_output(function, "dw", dw.shape, dw.stride);
   const Execution execution = settled(function, requested);
-  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::solve_backward, sizes, execution));
+  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::solve_backward, sizes, execution),
+                        execution);
   run(filter_problem<T>(Operation::solve, sizes, g, weight, dy, options, !options.transpose), scratch.data(),
       execution);
   // M^T is linear in the weight too: <g, M^T x> = <M g, x> swaps the two.
@@ -262,6 +264,8 @@ double growth(View<const T> weight, std::int64_t height, std::int64_t width, con
   }
   return norm;
 }
+
+int cuda_devices() { return cuda::devices(); }
 
 const char* instruction_set() { return cpu::kernels<float>().name; }
 

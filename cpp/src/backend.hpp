@@ -78,7 +78,8 @@ INVCONV_BACKEND(Cpu)
 }
 namespace cuda {
 INVCONV_BACKEND(Cuda)
-}
+int devices();
+}  // namespace cuda
 
 #undef INVCONV_BACKEND
 

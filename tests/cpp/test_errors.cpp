@@ -191,8 +191,17 @@ TEST(Errors, NoneForAnEmptyOutputWithStridesOfZero) {
   EXPECT_EQ(message_of([&] { solve<float>(empty, weight.view(), empty, {}, {}, Cpu{}); }), "no error");
 }
 
-TEST(Errors, CudaIsRefusedByABuildWithoutIt) {
+TEST(Errors, CudaIsRefusedWithoutADevice) {
+  if (cuda_devices() > 0) {
+    GTEST_SKIP() << "there is a device";
+  }
+#ifdef INVCONV_HAS_CUDA
+  const std::string text =
+      message_of([] { workspace_size<float>(Operation::solve, {1, 1, 1, 1}, {1, 1, 1, 1}, {}, Cuda{}); });
+  EXPECT_EQ(text.rfind("[cuda] the device: ", 0), 0u) << text;
+#else
   const std::string text = "[cuda] this build of invconv has no CUDA kernels; use the CPU";
+#endif
   const Array<float> images({1, 1, 2, 2}), weight({1, 1, 1, 1}), out({1, 1, 2, 2});
   const std::vector<float> before = out.buffer();
   EXPECT_EQ(message_of([&] { solve<float>(images.view(), weight.view(), out.view(), {}, {}, Cuda{}); }), text);

@@ -87,7 +87,10 @@ struct Cpu {
   int threads = 0;
 };
 
-/// Run on a CUDA device, ordered on `stream` (a cudaStream_t). This version has no kernels: it throws Error.
+/// Run on a CUDA device, ordered on `stream` (a cudaStream_t; null: the default one). Arrays and workspace are memory
+/// of that device, and the workspace is the caller's: nothing is allocated, waited for or copied to the host, so that a
+/// call can be captured in a graph. Throws Error in a build without kernels, without a driver, and where a launch
+/// fails.
 struct Cuda {
   int device = 0;
   void* stream = nullptr;
@@ -95,7 +98,8 @@ struct Cuda {
 
 using Execution = std::variant<Cpu, Cuda>;
 
-/// Scratch memory that a call may use, aligned to 64 bytes. Empty: the CPU backend brings its own.
+/// Scratch memory that a call may use, aligned to 64 bytes. Empty: the CPU backend brings its own; on a device there
+/// must be as much as workspace_size() says.
 struct Workspace {
   void* data = nullptr;
   std::size_t bytes = 0;
@@ -163,6 +167,9 @@ void set_num_threads(std::int64_t threads);
 /// OpenMP themselves or through a library; nothing is linked or loaded.
 /// In the child of a fork the answer is no: a runtime does not survive one.
 bool share_openmp();
+
+/// How many CUDA devices there are: none in a build without kernels, or without a driver.
+int cuda_devices();
 
 /// The instruction set that the CPU kernels use here: "avx512", "avx2", "neon" or "baseline".
 const char* instruction_set();

@@ -1,0 +1,204 @@
+// The CUDA backend: turns a problem into the launches of its plan. It allocates nothing, waits for nothing and copies
+// nothing to or from the host, so that a call can be captured in a graph.
+
+#include <algorithm>
+#include <limits>
+
+#include "conv_direct.cuh"
+#include "cpu/sizes.hpp"
+#include "plan.hpp"
+#include "solve_block.cuh"
+#include "solve_strips.cuh"
+#include "weight_grad_sums.cuh"
+
+namespace invconv::detail::cuda {
+
+namespace {
+
+using cpu::clipped;
+using cpu::is_empty;
+
+/// The workspace of a plan.
+template <class A>
+struct Memory {
+  std::byte* cleared;
+  A* weights;
+  void* rest;
+
+  Memory(const Plan& plan, void* workspace)
+      : cleared(static_cast<std::byte*>(workspace)),
+        weights(reinterpret_cast<A*>(cleared + plan.cleared_bytes)),
+        rest(cleared + plan.cleared_bytes + plan.weight_bytes) {}
+};
+
+/// Calls `each(groups, first)` for as many groups at a time as a launch can have.
+template <class Group, class Source, class Each>
+void for_groups(const std::vector<Source>& all, Each&& each) {
+  for (std::size_t first = 0; first < all.size(); first += Groups<Group>::most) {
+    const std::size_t left = all.size() - first;
+    each(some_groups<Group>(all, first, static_cast<int>(std::min<std::size_t>(left, Groups<Group>::most))), first);
+  }
+}
+
+unsigned blocks(Index count) {
+  if (count > std::numeric_limits<int>::max()) {
+    throw Error("[cuda] expected a problem of fewer than 2^31 thread blocks; split its batch");
+  }
+  return static_cast<unsigned>(count);
+}
+
+template <class T, bool Solve>
+void launch_pack(const Plan& plan, const Groups<FilterGroup<T>>& groups, Arithmetic<T>* packed, void* stream) {
+  const Index per_group = std::clamp<Index>(plan.weight_bytes / static_cast<std::size_t>(plan.groups) / 4096, 1, 64);
+  launch(pack_weights<T, Solve>, {blocks(groups.count * per_group), 256, 0, stream}, groups, plan.shape, plan.padded,
+         packed);
+}
+
+template <class T>
+void launch_block(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
+  using A = Arithmetic<T>;
+  const GroupShape& s = plan.shape;
+  const std::size_t weight_size = plan.weight_bytes / static_cast<std::size_t>(plan.groups) / sizeof(A);
+  const std::size_t history_size = static_cast<std::size_t>(plan.diagonals) * static_cast<std::size_t>(plan.line) *
+                                   static_cast<std::size_t>(s.channels) * static_cast<std::size_t>(plan.batch);
+  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t first) {
+    A* const packed = memory.weights + first * weight_size;
+    if (!plan.weight_in_shared) {
+      launch_pack<T, true>(plan, groups, packed, stream);
+    }
+    A* const histories = static_cast<A*>(memory.rest) + (plan.history_in_shared ? 0 : first * history_size);
+    launch(solve_block<T>,
+           {blocks(Index{plan.batch} * groups.count), static_cast<unsigned>(plan.threads), plan.shared_bytes, stream},
+           groups,
+           BlockShape{s, plan.lanes, plan.padded, plan.diagonals, plan.line, plan.weight_in_shared,
+                      plan.history_in_shared},
+           packed, histories);
+  });
+}
+
+template <class T, int C>
+void launch_strips(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
+  using A = Arithmetic<T>;
+  const StripsShape shape{plan.shape.height, plan.shape.width, plan.strips, plan.shape.unit_diagonal};
+  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
+    Strips<A> shared{};
+    if (plan.strips > 1) {  // one launch after the other uses the same ones
+      clear(memory.cleared, plan.cleared_bytes, stream);
+      shared.ticket = reinterpret_cast<unsigned*>(memory.cleared);
+      shared.progress = shared.ticket + 1;
+      shared.edges = static_cast<A*>(memory.rest);
+    }
+    launch(solve_strips<T, C>,
+           {blocks(Index{plan.batch} * groups.count * plan.strips), static_cast<unsigned>(plan.threads),
+            plan.shared_bytes, stream},
+           groups, shape, shared);
+  });
+}
+
+template <class T>
+void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
+  using A = Arithmetic<T>;
+  const GroupShape& s = plan.shape;
+  const std::size_t weight_size = plan.weight_bytes / static_cast<std::size_t>(plan.groups) / sizeof(A);
+  const auto& any = problem.groups[0];
+  const bool in_place = static_cast<const void*>(any.in.data) == static_cast<const void*>(any.out.data);
+  const int pixels_at_once = plan.threads / plan.lanes;
+  const Index pieces = (Index{s.height} * s.width + pixels_at_once - 1) / pixels_at_once;
+  // A few pieces to a block, so that a weight is not packed for each.
+  const int per_image = in_place ? 1 : static_cast<int>(std::clamp<Index>(pieces / 4, 1, 1024));
+  const std::size_t waiting = in_place ? plan.waiting_bytes : 0;
+  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t first) {
+    A* const packed = memory.weights + first * weight_size;
+    if (!plan.weight_in_shared) {
+      launch_pack<T, false>(plan, groups, packed, stream);
+    }
+    launch(conv_direct<T>,
+           {blocks(Index{plan.batch} * groups.count * per_image), static_cast<unsigned>(plan.threads),
+            plan.shared_bytes + waiting, stream},
+           groups, DirectShape{s, plan.lanes, plan.padded, per_image, plan.weight_in_shared, in_place}, packed);
+  });
+}
+
+template <class T>
+Plan plan_for(Operation operation, const Sizes& sizes, bool unit_diagonal, const Cuda& execution) {
+  return plan({most_shared_bytes(execution.device)}, operation, clipped(sizes), unit_diagonal, sizeof(Arithmetic<T>));
+}
+
+}  // namespace
+
+template <class T>
+std::size_t workspace_size(Operation operation, const Sizes& sizes, const Cuda& execution) {
+  return is_empty(sizes) ? 0 : plan_for<T>(operation, sizes, true, execution).workspace_bytes();
+}
+
+template <class T>
+void run(const Filter<T>& problem, void* workspace, const Cuda& execution) {
+  if (is_empty(problem.sizes)) {
+    return;
+  }
+  const DeviceGuard guard(execution.device);
+  const Plan plan = plan_for<T>(problem.operation, problem.sizes, problem.unit_diagonal, execution);
+  const Memory<Arithmetic<T>> memory(plan, workspace);
+  switch (plan.kernel) {
+    case Kernel::direct:
+      return launch_direct(plan, problem, memory, execution.stream);
+    case Kernel::strips:
+      switch (plan.shape.channels) {
+        case 1:
+          return launch_strips<T, 1>(plan, problem, memory, execution.stream);
+        case 2:
+          return launch_strips<T, 2>(plan, problem, memory, execution.stream);
+        case 3:
+          return launch_strips<T, 3>(plan, problem, memory, execution.stream);
+        default:
+          return launch_strips<T, 4>(plan, problem, memory, execution.stream);
+      }
+    default:
+      return launch_block(plan, problem, memory, execution.stream);
+  }
+}
+
+template <class T>
+void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) {
+  const Sizes& sizes = problem.sizes;
+  if (sizes.channels == 0) {
+    return;
+  }
+  const DeviceGuard guard(execution.device);
+  Plan plan{};  // without pixels there is nothing to sum, and the result is 0
+  plan.shape.channels = static_cast<int>(sizes.channels);
+  if (!is_empty(sizes)) {
+    plan = plan_for<T>(Operation::weight_grad, sizes, problem.unit_diagonal, execution);
+  }
+  GroupShape full = plan.shape;
+  full.kernel_height = static_cast<int>(sizes.kernel_height);
+  full.kernel_width = static_cast<int>(sizes.kernel_width);
+  const SumsShape shape{plan.shape, static_cast<int>(sizes.batch), plan.parts, full, problem.negative};
+  const auto blocks_for = [](const GroupShape& s) {
+    return (Index{s.channels} * s.channels * s.kernel_height * s.kernel_width + 255) / 256;
+  };
+  auto* const sums = static_cast<double*>(workspace);
+  for_groups<CorrelationGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
+    if (plan.parts > 0) {
+      const Index per_part = blocks_for(plan.shape);
+      launch(sum_parts<T>, {blocks(per_part * groups.count * plan.parts), 256, 0, execution.stream}, groups, shape,
+             per_part, sums);
+    }
+    const Index per_group = blocks_for(full);
+    launch(add_parts<T>, {blocks(per_group * groups.count), 256, 0, execution.stream}, groups, shape, per_group,
+           static_cast<const double*>(sums));
+  });
+}
+
+int devices() { return count_devices(); }
+
+#define INVCONV_INSTANTIATE(T)                                                  \
+  template std::size_t workspace_size<T>(Operation, const Sizes&, const Cuda&); \
+  template void run<T>(const Filter<T>&, void*, const Cuda&);                   \
+  template void run<T>(const Correlation<T>&, void*, const Cuda&);
+INVCONV_INSTANTIATE(float)
+INVCONV_INSTANTIATE(double)
+INVCONV_INSTANTIATE(float16)
+INVCONV_INSTANTIATE(bfloat16)
+
+}  // namespace invconv::detail::cuda

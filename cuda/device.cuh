@@ -1,0 +1,101 @@
+#pragma once
+
+// What kernels need of a device, each a function of one line, so that the same source runs on the host under the test
+// shim of tests/cuda_on_host, which defines the same functions.
+
+#include <cstddef>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "invconv/invconv.hpp"
+
+namespace invconv::detail::cuda {
+
+/// The block's dynamic shared memory.
+template <class T>
+__device__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
+/// Of all threads of the device: what was written before a release is seen after an acquire of the value.
+__device__ inline unsigned load_acquire(const unsigned* from) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+__device__ inline void store_release(unsigned* to, unsigned value) {
+  asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ inline unsigned atomic_add(unsigned* to, unsigned value) { return atomicAdd(to, value); }
+
+/// In a loop that waits.
+__device__ inline void back_off() { __nanosleep(32); }
+
+/// Rounded once.
+__device__ inline float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ inline double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    throw Error(std::string("[cuda] ") + what + ": " + cudaGetErrorString(status));
+  }
+}
+
+struct Launch {
+  unsigned blocks, threads;
+  std::size_t shared_bytes;
+  void* stream;
+};
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& how, Arguments&&... arguments) {
+  // Of the present device, and no more than a note to the driver: so it is said anew each time.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes)),
+        "shared memory");
+  kernel<<<how.blocks, how.threads, how.shared_bytes, static_cast<cudaStream_t>(how.stream)>>>(arguments...);
+  check(cudaGetLastError(), "launch");
+}
+
+inline void clear(void* memory, std::size_t bytes, void* stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "clearing the workspace");
+}
+
+/// Any error means that there is none.
+inline int count_devices() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+/// Of one block, at most.
+inline std::size_t most_shared_bytes(int device) {
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device");
+  return static_cast<std::size_t>(bytes);
+}
+
+/// Makes a device the present one, for as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int index) {
+    check(cudaGetDevice(&before_), "the device");
+    check(cudaSetDevice(index), "the device");
+  }
+  ~DeviceGuard() { cudaSetDevice(before_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+}  // namespace invconv::detail::cuda
+
+#define INVCONV_UNROLL _Pragma("unroll")
+
+#else
+#include "device_on_host.hpp"
+#endif

@@ -1,0 +1,137 @@
+#include "plan.hpp"
+
+#include <algorithm>
+#include <initializer_list>
+#include <limits>
+#include <string>
+
+namespace invconv::detail::cuda {
+
+namespace {
+
+std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+std::size_t product(std::size_t element, std::initializer_list<std::int64_t> sizes) {
+  for (const std::int64_t size : sizes) {
+    element *= static_cast<std::size_t>(size);
+  }
+  return element;
+}
+
+/// Kernels count pixels and channels of one image in 32 bits.
+int narrowed(std::int64_t size, const char* what) {
+  if (size > std::numeric_limits<int>::max() / 2) {
+    throw Error(std::string("[cuda] expected fewer than 2^30 ") + what + ", but got " + std::to_string(size));
+  }
+  return static_cast<int>(size);
+}
+
+/// Lanes for the output channels of a pixel: the least power of two that holds them, at most a warp.
+int lanes_for(int channels) {
+  int lanes = 1;
+  while (lanes < channels && lanes < 32) {
+    lanes *= 2;
+  }
+  return lanes;
+}
+
+/// What a block has of shared memory beside its weight is known.
+void plan_weight(Plan& plan, const Device& device, std::size_t element) {
+  const GroupShape& s = plan.shape;
+  plan.padded = (s.channels + plan.lanes - 1) / plan.lanes * plan.lanes;
+  const std::size_t bytes = product(element, {s.kernel_height, s.kernel_width, s.channels, plan.padded});
+  plan.weight_in_shared = plan.shared_bytes + plan.waiting_bytes + aligned(bytes) <= device.shared_bytes;
+  if (plan.weight_in_shared) {
+    plan.shared_bytes += aligned(bytes);
+  } else {
+    plan.weight_bytes = aligned(bytes) * static_cast<std::size_t>(plan.groups);
+  }
+}
+
+void plan_block(Plan& plan, const Device& device, std::size_t element) {
+  const GroupShape& s = plan.shape;
+  plan.kernel = Kernel::block;
+  plan.lanes = lanes_for(s.channels);
+  plan.line = std::min(s.height, s.width);
+  plan.diagonals = s.kernel_height + s.kernel_width - 1;
+  const std::size_t history = aligned(product(element, {plan.diagonals, plan.line, s.channels}));
+  plan.history_in_shared = history <= device.shared_bytes;
+  if (plan.history_in_shared) {
+    plan.shared_bytes = history;
+  } else {
+    plan.rest_bytes = product(history, {plan.batch, plan.groups});
+  }
+  plan_weight(plan, device, element);
+  plan.threads =
+      static_cast<int>(std::clamp<std::int64_t>(std::int64_t{plan.line} * plan.lanes, 1, 512) + 31) / 32 * 32;
+}
+
+void plan_strips(Plan& plan, std::size_t element) {
+  const GroupShape& s = plan.shape;
+  plan.kernel = Kernel::strips;
+  plan.threads = 32;
+  plan.shared_bytes = product(element, {s.kernel_height, s.kernel_width, s.channels, s.channels});
+  plan.strips = (s.height + strip_rows - 1) / strip_rows;
+  if (plan.strips > 1) {
+    const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
+    plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * plan.strips}));
+    plan.rest_bytes = aligned(product(element, {chains, plan.strips, s.kernel_height - 1, s.channels, s.width}));
+  }
+}
+
+void plan_direct(Plan& plan, const Device& device, std::size_t element) {
+  const GroupShape& s = plan.shape;
+  plan.kernel = Kernel::direct;
+  plan.lanes = lanes_for(s.channels);
+  const auto waiting = [&](int threads) { return aligned(product(element, {threads / plan.lanes, s.channels})); };
+  for (plan.threads = 256; plan.threads > 32 && waiting(plan.threads) > device.shared_bytes / 2;) {
+    plan.threads /= 2;
+  }
+  plan.waiting_bytes = waiting(plan.threads);
+  plan_weight(plan, device, element);
+}
+
+void plan_sums(Plan& plan) {
+  const GroupShape& s = plan.shape;
+  plan.kernel = Kernel::sums;
+  plan.threads = 256;
+  const std::size_t sums =
+      product(sizeof(double), {s.channels, s.channels, s.kernel_height, s.kernel_width, plan.groups});
+  // A part is some rows of the batch; the sums of all parts take a few megabytes at most, unless one alone takes more.
+  const std::int64_t rows = std::int64_t{plan.batch} * s.height;
+  const auto most = static_cast<std::int64_t>(std::max<std::size_t>(1, (std::size_t{16} << 20) / sums));
+  plan.parts = static_cast<int>(std::min<std::int64_t>({rows, most, 512}));
+  plan.rest_bytes = aligned(sums * static_cast<std::size_t>(plan.parts));
+}
+
+}  // namespace
+
+const char* name_of(Kernel kernel) {
+  constexpr const char* names[] = {"block", "strips", "direct", "sums"};
+  return names[static_cast<int>(kernel)];
+}
+
+Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element) {
+  Plan plan{};
+  plan.shape = {narrowed(sizes.channels, "channels"),
+                narrowed(sizes.height, "rows"),
+                narrowed(sizes.width, "columns"),
+                narrowed(sizes.kernel_height, "rows of taps"),
+                narrowed(sizes.kernel_width, "columns of taps"),
+                unit_diagonal};
+  plan.groups = narrowed(sizes.groups, "groups");
+  plan.batch = narrowed(sizes.batch, "images");
+  const GroupShape& s = plan.shape;
+  if (operation == Operation::conv) {
+    plan_direct(plan, device, element);
+  } else if (operation == Operation::weight_grad) {
+    plan_sums(plan);
+  } else if (s.channels <= strips_channels && s.kernel_height == strips_kernel && s.kernel_width == strips_kernel) {
+    plan_strips(plan, element);
+  } else {
+    plan_block(plan, device, element);
+  }
+  return plan;
+}
+
+}  // namespace invconv::detail::cuda

@@ -1,0 +1,66 @@
+#pragma once
+
+// Which kernel computes a problem, and how it is launched. Nothing here needs a device: the table of plans is tested
+// without one.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend.hpp"
+
+namespace invconv::detail::cuda {
+
+/// What a plan must know of a device.
+struct Device {
+  std::size_t shared_bytes;  // of one block, at most
+};
+
+enum class Kernel {
+  block,   // solve: one thread block for an image and a group, with the last anti-diagonals in shared memory
+  strips,  // solve, 3 x 3 taps and few channels: 32 rows in the lanes of a warp, strip after strip in a pipeline
+  direct,  // conv: each output by itself
+  sums,    // weight_grad: sums over parts of the images, then over the parts
+};
+
+/// The sizes of a problem as kernels use them: those of one group.
+struct GroupShape {
+  int channels, height, width, kernel_height, kernel_width;
+  bool unit_diagonal;
+};
+
+struct Plan {
+  Kernel kernel;
+  GroupShape shape;
+  int groups, batch;
+  int threads;        // of a block
+  int lanes = 0;      // block, direct: lanes that share a pixel
+  int padded = 0;     // block, direct: output channels of a packed weight
+  int diagonals = 0;  // block: that are kept
+  int line = 0;       // block: pixels of a diagonal, at most
+  int strips = 0;     // strips: of an image
+  int parts = 0;      // sums
+  bool weight_in_shared = false, history_in_shared = false;
+  std::size_t shared_bytes = 0;
+  std::size_t waiting_bytes = 0;  // direct: more of them, where the result is written over the input
+  // Bytes of the workspace, from its beginning: what is cleared first, packed weights, and the rest.
+  std::size_t cleared_bytes = 0, weight_bytes = 0, rest_bytes = 0;
+
+  std::size_t workspace_bytes() const { return cleared_bytes + weight_bytes + rest_bytes; }
+};
+
+/// The most channels of the layout strips.
+inline constexpr int strips_channels = 4, strips_kernel = 3, strip_rows = 32;
+
+/// Columns that a strip hands over at a time.
+inline constexpr int strip_columns = 16;
+
+/// The most products that weight_grad adds up one after the other in the arithmetic of T.
+inline constexpr int sums_chain = 256;
+
+const char* name_of(Kernel kernel);
+
+/// `sizes` are clipped and not empty; `element` is the bytes of the arithmetic. It does not depend on the batch which
+/// kernel it is.
+Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element);
+
+}  // namespace invconv::detail::cuda

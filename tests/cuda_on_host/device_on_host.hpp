@@ -1,0 +1,30 @@
+#pragma once
+
+// The rest of what cuda/device.cuh declares.
+
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+
+#include "cuda_on_host.hpp"
+
+#define INVCONV_UNROLL
+
+namespace invconv::detail::cuda {
+
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
+
+inline void clear(void* memory, std::size_t bytes, void*) { std::memset(memory, 0, bytes); }
+
+inline int count_devices() { return 1; }
+
+/// So little that small problems have weights that do not fit.
+inline std::size_t shared_bytes_of_the_host = 48 * 1024;
+inline std::size_t most_shared_bytes(int) { return shared_bytes_of_the_host; }
+
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+
+}  // namespace invconv::detail::cuda

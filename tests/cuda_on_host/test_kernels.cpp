@@ -1,0 +1,350 @@
+// The CUDA kernels, run on the host: against the CPU's, to the bit where the order of operations is the same, in random
+// schedules of threads and blocks; and that these tests would find a missing barrier.
+
+#include <algorithm>
+#include <set>
+#include <vector>
+
+#include "cuda_on_host.hpp"
+#include "device_on_host.hpp"
+#include "plan.hpp"
+#include "support.hpp"
+
+namespace invconv::test {
+namespace {
+
+using cuda_on_host::last_launch;
+using cuda_on_host::options;
+using cuda_on_host::Schedule;
+using detail::cuda::Kernel;
+using detail::cuda::shared_bytes_of_the_host;
+
+// Of each kernel and storage type, of which there are four.
+#ifdef CUDA_ON_HOST_THREAD_SANITIZER
+constexpr int trials = 8;  // it takes about fifty times as long
+#else
+constexpr int trials = 130;
+#endif
+
+/// Exactly as much memory as a call asks for, of which nothing is known.
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(std::size_t bytes) : bytes_(bytes), memory_(std::max<std::size_t>(bytes, 1)) {
+    std::fill_n(memory_.data(), bytes, static_cast<unsigned char>(0xff));  // NaN in every type
+  }
+  Workspace workspace() const { return {memory_.data(), bytes_}; }
+
+ private:
+  std::size_t bytes_;
+  Aligned memory_;
+};
+
+detail::Sizes sizes_of(const Problem& problem) {
+  detail::Sizes sizes{problem.image[0], problem.options.groups, problem.weight[1], problem.image[2],
+                      problem.image[3], problem.weight[2],      problem.weight[3]};
+  sizes.kernel_height = std::min(sizes.kernel_height, sizes.height);
+  sizes.kernel_width = std::min(sizes.kernel_width, sizes.width);
+  return sizes;
+}
+
+bool is_empty(const Problem& problem) {
+  return std::any_of(problem.image.begin(), problem.image.end(), [](Index size) { return size == 0; });
+}
+
+template <class T>
+detail::cuda::Plan plan_of(Operation operation, const Problem& problem) {
+  const std::size_t element = std::is_same_v<T, double> ? 8 : 4;
+  return detail::cuda::plan({shared_bytes_of_the_host}, operation, sizes_of(problem), problem.options.unit_diagonal,
+                            element);
+}
+
+void draw_schedule(Random& random) {
+  options() = {};
+  constexpr Schedule schedules[] = {Schedule::random, Schedule::random, Schedule::ascending, Schedule::descending};
+  options().schedule = random.pick(schedules);
+  options().seed = static_cast<std::uint64_t>(random.integer(0, 1 << 30));
+  options().resident_blocks = static_cast<unsigned>(random.integer(1, 2));
+}
+
+/// solve or conv, as `out` has it afterwards.
+template <class T>
+void run(Operation operation, const View<T>& in, const View<T>& weight, const View<T>& out, const Options& how,
+         const Execution& execution) {
+  const DeviceMemory memory(workspace_size<T>(operation, in.shape, weight.shape, how, execution));
+  if (operation == Operation::solve) {
+    solve<T>(in, weight, out, how, memory.workspace(), execution);
+  } else {
+    conv<T>(in, weight, out, how, memory.workspace(), execution);
+  }
+}
+
+/// Whether products are fused on this CPU; else its results differ by rounding.
+bool has_fused_products() { return std::string(instruction_set()) != "baseline"; }
+
+template <class T>
+void check_filter(Operation operation, const Problem& problem, Random& random) {
+  const bool in_place = random.integer(0, 3) == 0;
+  const Layout& layout = random.pick(layouts);
+  const Array<T> in(random_images(random, problem.image), layout);
+  const Array<T> weight(random_weight(random, problem.weight, problem.options, 0.9), random.pick(layouts));
+  const Array<T> expected(problem.image);
+  run<T>(operation, in.view(), weight.view(), expected.view(), problem.options, Cpu{1});
+
+  const std::vector<T> in_before = in.buffer(), weight_before = weight.buffer();
+  const Array<T> out = in_place ? in : Array<T>(problem.image, random.pick(layouts));
+  draw_schedule(random);
+  run<T>(operation, in_place ? out.view() : in.view(), weight.view(), out.view(), problem.options, Cuda{});
+  EXPECT_TRUE(same_bits(in.buffer(), in_before)) << "the input was written";
+  EXPECT_TRUE(same_bits(weight.buffer(), weight_before)) << "the weight was written";
+  EXPECT_TRUE(out.gaps_are_intact());
+  if (has_fused_products()) {
+    ASSERT_TRUE(same_bits(out.elements(), expected.elements())) << (in_place ? "in place" : "");
+  } else {
+    expect_within_bound<T>(operation, in.dense(), weight.dense(), out.dense(), problem.options);
+  }
+}
+
+/// Of weight_grad the sums differ in their order: at most sums_chain products follow each other in the arithmetic of T,
+/// each rounded once; such sums are added in double, with at most one addition for each product, and one for each part.
+/// So does this reference. Last, the sum is stored as a T.
+template <class T>
+void check_weight_grad(const Problem& problem, Random& random) {
+  const Array<T> x(random_images(random, problem.image), random.pick(layouts));
+  const Array<T> g(random_images(random, problem.image), random.pick(layouts));
+  const Array<T> dw(problem.weight, random.pick(layouts));
+  draw_schedule(random);
+  const DeviceMemory memory(
+      workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, problem.options, Cuda{}));
+  weight_grad<T>(x.view(), g.view(), dw.view(), problem.options, memory.workspace(), Cuda{});
+  EXPECT_TRUE(dw.gaps_are_intact());
+  const Dense is = dw.dense(), expected = weight_grad(x.dense(), g.dense(), problem.weight, problem.options);
+  const Dense spread = weight_grad(magnitude(x.dense()), magnitude(g.dense()), problem.weight, problem.options);
+  const double products = static_cast<double>(problem.image[0] * problem.image[2] * problem.image[3]);
+  const double factor = (std::min(products, double{detail::cuda::sums_chain}) + 1) * arithmetic_roundoff<T> +
+                        (2 * products + 512) * 0x1p-53;
+  for (std::size_t at = 0; at < is.data.size(); ++at) {
+    const double stored = (storage_roundoff<T> + arithmetic_roundoff<T>)*std::abs(is.data[at]) + storage_underflow<T>;
+    ASSERT_TRUE(std::abs(is.data[at] - expected.data[at]) <= factor * spread.data[at] + stored)
+        << "entry " << at << ": " << is.data[at] << ", but expected " << expected.data[at];
+  }
+}
+
+/// A problem for strips: 3 x 3 taps, up to 4 channels in a group, and several strips of 32 rows now and then.
+Problem random_strips(Random& random) {
+  const Options how = random_options(random, {1, 1, 1, 2, 3});
+  const Index rows = random.integer(0, 3) > 0 ? random.integer(3, 40) : random.integer(60, 100);
+  const Index columns = random.integer(0, 2) > 0 ? random.integer(3, 20) : random.integer(30, 50);
+  return make_problem({random.integer(1, 3), how.groups * random.integer(1, 4), rows, columns}, 3, 3, how);
+}
+
+/// Channels on both sides of 32, of which a warp's lanes are outputs.
+Problem random_wide(Random& random) {
+  const Options how = random_options(random, {1, 1, 1, 1, 2});
+  const Index channels = random.integer(28, 70) / how.groups * how.groups;
+  return make_problem({random.integer(1, 2), channels, random.integer(1, 5), random.integer(1, 5)},
+                      random.integer(1, 3), random.integer(1, 3), how);
+}
+
+template <class T>
+class Kernels : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    options() = {};
+    shared_bytes_of_the_host = 48 * 1024;
+  }
+};
+TYPED_TEST_SUITE(Kernels, StorageTypes, );
+
+TYPED_TEST(Kernels, SolveByBlocks) {
+  Random random(1);
+  std::set<std::pair<bool, bool>> seen;
+  for (int trial = 0, done = 0; done < trials; ++trial) {
+    // Shared memory for everything, for the history alone, for the weight alone or for neither.
+    shared_bytes_of_the_host = random.pick(std::array<std::size_t, 4>{48 * 1024, 48 * 1024, 2048, 64});
+    const Problem problem = trial % 8 == 0 ? random_wide(random) : random_problem(random);
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << shared_bytes_of_the_host);
+    if (!is_empty(problem)) {
+      const auto plan = plan_of<TypeParam>(Operation::solve, problem);
+      if (plan.kernel != Kernel::block) {
+        continue;
+      }
+      seen.emplace(plan.weight_in_shared, plan.history_in_shared);
+    }
+    check_filter<TypeParam>(Operation::solve, problem, random);
+    ++done;
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+  EXPECT_GE(seen.size(), trials > 100 ? 4u : 1u);
+}
+
+TYPED_TEST(Kernels, SolveByStrips) {
+  Random random(2);
+  for (int trial = 0; trial < trials; ++trial) {
+    const Problem problem = random_strips(random);
+    SCOPED_TRACE(::testing::Message() << problem);
+    ASSERT_EQ(plan_of<TypeParam>(Operation::solve, problem).kernel, Kernel::strips);
+    check_filter<TypeParam>(Operation::solve, problem, random);
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+}
+
+TYPED_TEST(Kernels, Conv) {
+  Random random(3);
+  for (int trial = 0; trial < trials; ++trial) {
+    shared_bytes_of_the_host = random.pick(std::array<std::size_t, 3>{48 * 1024, 4096, 1024});
+    const Problem problem = trial % 8 == 0 ? random_wide(random) : random_problem(random);
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << shared_bytes_of_the_host);
+    check_filter<TypeParam>(Operation::conv, problem, random);
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+}
+
+TYPED_TEST(Kernels, WeightGrad) {
+  Random random(4);
+  for (int trial = 0; trial < trials; ++trial) {
+    Problem problem = random_problem(random);
+    problem.options.transpose = false;
+    SCOPED_TRACE(::testing::Message() << problem);
+    check_weight_grad<TypeParam>(problem, random);
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+}
+
+TYPED_TEST(Kernels, WeightGradOfManyPixels) {  // more than one chain of products, and several rows to a part
+  Random random(5);
+  check_weight_grad<TypeParam>(make_problem({2, 1, 300, 40}, 3, 3, {}), random);
+}
+
+TYPED_TEST(Kernels, ManyGroups) {  // more than a launch takes
+  Random random(6);
+  Options how;
+  how.groups = 1030;
+  how.corners.clear();
+  for (Index group = 0; group < how.groups; ++group) {
+    how.corners.push_back(random.pick(all_corners));
+  }
+  for (const Index kernel : {2, 3}) {
+    for (const Index rows : {3, 34}) {
+      const Problem problem = make_problem({1, how.groups, rows, 3}, kernel, kernel, how);
+      check_filter<TypeParam>(Operation::solve, problem, random);
+      check_filter<TypeParam>(Operation::conv, problem, random);
+    }
+  }
+  check_weight_grad<TypeParam>(make_problem({1, how.groups, 3, 3}, 2, 2, how), random);
+}
+
+TYPED_TEST(Kernels, InfinityMeetsNothingOutsideTheImage) {
+  using T = TypeParam;
+  for (const Index channels : {2, 6}) {
+    const Problem problem = make_problem({1, channels, 4, 5}, 3, 3, {});
+    Random random(7);
+    Dense taps = random_weight(random, problem.weight, problem.options, 0.9);
+    taps(0, 1, 0, 0) = std::numeric_limits<double>::infinity();  // reaches two rows up and two columns to the left
+    const Array<T> in(random_images(random, problem.image), contiguous), weight(taps, contiguous);
+    const Array<T> expected(problem.image), out(problem.image);
+    for (const Operation operation : {Operation::solve, Operation::conv}) {
+      run<T>(operation, in.view(), weight.view(), expected.view(), {}, Cpu{1});
+      run<T>(operation, in.view(), weight.view(), out.view(), {}, Cuda{});
+      for (Index pixel = 0; pixel < 7; ++pixel) {  // up to (1, 1)
+        EXPECT_TRUE(std::isfinite(value_of(out.at(0, 0, pixel / 5, pixel % 5))));
+      }
+      const std::vector<T> is = out.elements(), should = expected.elements();
+      for (std::size_t at = 0; at < is.size(); ++at) {
+        EXPECT_EQ(std::isfinite(value_of(is[at])), std::isfinite(value_of(should[at]))) << at;
+      }
+    }
+  }
+}
+
+// ---- that these tests find mistakes -------------------------------------------------------------------------------
+
+/// The bits of a solve in several schedules, or none where a launch failed.
+std::set<std::vector<float>> results(const Problem& problem, int dropped_barrier, int dropped_warp_sync) {
+  Random random(8);
+  const Array<float> y(random_images(random, problem.image), contiguous);
+  const Array<float> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
+  std::set<std::vector<float>> seen;
+  for (const Schedule schedule : {Schedule::ascending, Schedule::descending, Schedule::random, Schedule::random}) {
+    options() = {};
+    options().schedule = schedule;
+    options().seed = seen.size();
+    options().dropped_barrier = dropped_barrier;
+    options().dropped_warp_sync = dropped_warp_sync;
+    const Array<float> x(problem.image);
+    try {
+      run<float>(Operation::solve, y.view(), weight.view(), x.view(), problem.options, Cuda{});
+      std::vector<float> bits = x.elements();
+      // NaN is unequal to itself: its place is what counts.
+      std::replace_if(bits.begin(), bits.end(), [](float value) { return std::isnan(value); }, 1e30f);
+      seen.insert(bits);
+    } catch (const std::runtime_error&) {
+      seen.insert(std::vector<float>{});
+    }
+  }
+  options() = {};
+  return seen;
+}
+
+#ifndef CUDA_ON_HOST_THREAD_SANITIZER  // which ends the process at the first one
+TEST(Mistakes, AMissingBarrierIsFound) {
+  // Several warps, so that barriers are what orders them; the first pixel's needs a diagonal that another warp packs.
+  Options how;
+  how.unit_diagonal = false;
+  const Problem problem = make_problem({1, 5, 20, 20}, 3, 3, how);
+  const auto correct = results(problem, -1, -1);
+  ASSERT_EQ(correct.size(), 1u);
+  const int barriers = last_launch().barriers;
+  ASSERT_EQ(barriers, 1 + 20 + 20 - 1);                       // after the weight, and after each diagonal
+  for (int dropped = 0; dropped + 1 < barriers; ++dropped) {  // nothing follows the last one
+    const auto found = results(problem, dropped, -1);
+    // A diagonal of fewer pixels than a warp has (four, with 8 lanes each) is one warp's work.
+    const int diagonal = dropped - 1, pixels = std::min(diagonal + 1, 39 - diagonal);
+    if (dropped == 0 || pixels > 4) {
+      EXPECT_TRUE(found.size() > 1 || found != correct) << "barrier " << dropped;
+    }
+  }
+}
+
+TEST(Mistakes, AMissingWarpBarrierIsFound) {
+  const Problem problem = make_problem({1, 40, 2, 2}, 2, 2, {});  // 40 channels: the last 8 wait for the first 32
+  const auto correct = results(problem, -1, -1);
+  ASSERT_EQ(correct.size(), 1u);
+  bool is_found = false;
+  for (int dropped = 0; dropped < last_launch().warp_syncs; ++dropped) {
+    const auto found = results(problem, -1, dropped);
+    is_found |= found.size() > 1 || found != correct;
+  }
+  EXPECT_TRUE(is_found);
+}
+#endif
+
+// ---- plans --------------------------------------------------------------------------------------------------------
+
+TEST(Plans, DoNotDependOnTheBatch) {
+  for (const Operation operation : {Operation::solve, Operation::conv, Operation::weight_grad}) {
+    for (const Index channels : {1, 4, 5, 12, 48, 96}) {
+      for (const Index kernel : {1, 3, 5}) {
+        std::set<Kernel> kernels;
+        for (const Index batch : {1, 7, 1000}) {
+          kernels.insert(plan_of<float>(operation, make_problem({batch, channels, 16, 16}, kernel, kernel, {})).kernel);
+        }
+        EXPECT_EQ(kernels.size(), 1u);
+      }
+    }
+  }
+}
+
+TEST(Plans, RefuseWhatKernelsCannotCount) {
+  EXPECT_THROW(plan_of<float>(Operation::solve, make_problem({1, 1, 1, Index{1} << 31}, 1, 1, {})), Error);
+}
+
+}  // namespace
+}  // namespace invconv::test
