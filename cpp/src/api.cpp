@@ -123,6 +123,9 @@ void filter(const char* function, Operation operation, const char* in_name, View
   const Sizes sizes = check_images(function, in_name, in.shape, weight.shape, options);
   check_same_shape(function, out_name, out.shape, in_name, in.shape);
   check_output(function, out_name, out.shape, out.stride);
+  check_data(function, in_name, in.data, in.shape);
+  check_data(function, "weight", weight.data, weight.shape);
+  check_data(function, out_name, out.data, out.shape);
   const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(operation, sizes, execution), execution);
   run(filter_problem(operation, sizes, in, weight, out, options, options.transpose), scratch.data(), execution);
@@ -162,6 +165,9 @@ void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace
   if (options.transpose) {
     throw Error("[weight_grad] expected options without transpose; swap x and g instead");
   }
+  check_data(function, "x", x.data, x.shape);
+  check_data(function, "g", g.data, g.shape);
+  check_data(function, "dw", dw.data, dw.shape);
   const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution), execution);
   run(correlation_problem<T>(sizes, x, g, dw, options, false), scratch.data(), execution);
@@ -177,6 +183,11 @@ void solve_backward(In<T> x, In<T> g, In<T> weight, View<T> dy, View<T> dw, cons
   check_same_shape(function, "dw", dw.shape, "weight", weight.shape);
   check_output(function, "dy", dy.shape, dy.stride);
   check_output(function, "dw", dw.shape, dw.stride);
+  check_data(function, "x", x.data, x.shape);
+  check_data(function, "g", g.data, g.shape);
+  check_data(function, "weight", weight.data, weight.shape);
+  check_data(function, "dy", dy.data, dy.shape);
+  check_data(function, "dw", dw.data, dw.shape);
   const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(Operation::solve_backward, sizes, execution),
                         execution);
@@ -192,6 +203,7 @@ template <class T>
 double logabsdet(View<const T> weight, std::int64_t height, std::int64_t width, const Options& options) {
   check_size("logabsdet", height, width);
   const Sizes sizes = check_weight("logabsdet", weight.shape, options);
+  check_data("logabsdet", "weight", weight.data, weight.shape);
   if (options.unit_diagonal || height == 0 || width == 0) {
     return 0;
   }
@@ -212,6 +224,7 @@ double growth(View<const T> weight, std::int64_t height, std::int64_t width, con
   check_size(function, height, width);
   check_threads(function, execution.threads);
   const Sizes sizes = check_weight(function, weight.shape, options);
+  check_data(function, "weight", weight.data, weight.shape);
   const std::int64_t channels = weight.shape[0];
   if (channels == 0 || height == 0 || width == 0) {
     return 0;

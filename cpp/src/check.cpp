@@ -84,6 +84,12 @@ void check_output(const char* function, const char* name, const Shape& shape, co
   }
 }
 
+void check_data(const char* function, const char* name, const void* data, const Shape& shape) {
+  if (data == nullptr && !has_no_elements(shape)) {
+    fail(function, std::string(name) + " of shape " + to_string(shape) + " to point at its elements", "a null pointer");
+  }
+}
+
 void check_workspace(const char* function, const Workspace& workspace, std::size_t needed) {
   if (workspace.bytes < needed) {
     fail(function, "a workspace of at least " + std::to_string(needed) + " bytes", std::to_string(workspace.bytes));

@@ -20,6 +20,9 @@ void check_same_shape(const char* function, const char* name, const Shape& shape
 /// That no two elements of an output share their memory by a stride of zero.
 void check_output(const char* function, const char* name, const Shape& shape, const Shape& stride);
 
+/// That there is memory behind an array that is not empty.
+void check_data(const char* function, const char* name, const void* data, const Shape& shape);
+
 /// That a caller's workspace is aligned and large enough.
 void check_workspace(const char* function, const Workspace& workspace, std::size_t needed);
 

@@ -191,6 +191,30 @@ TEST(Errors, NoneForAnEmptyOutputWithStridesOfZero) {
   EXPECT_EQ(message_of([&] { solve<float>(empty, weight.view(), empty, {}, {}, Cpu{}); }), "no error");
 }
 
+TEST(Errors, ArraysWithoutMemory) {
+  const Shape image{1, 2, 3, 4}, taps{2, 2, 1, 1};
+  const Array<float> images(image), weight(taps), out(image), dw(taps);
+  const auto none = View<float>::contiguous(nullptr, image), no_taps = View<float>::contiguous(nullptr, taps);
+  const auto text = [](const std::string& function, const std::string& name, const std::string& shape) {
+    return "[" + function + "] expected " + name + " of shape " + shape +
+           " to point at its elements, but got a null pointer";
+  };
+  const std::string all = "(1, 2, 3, 4)", small = "(2, 2, 1, 1)";
+  const Cpu cpu{1};
+  EXPECT_EQ(message_of([&] { solve<float>(none, weight.view(), out.view(), {}, {}, cpu); }), text("solve", "y", all));
+  EXPECT_EQ(message_of([&] { solve<float>(images.view(), no_taps, out.view(), {}, {}, cpu); }),
+            text("solve", "weight", small));
+  EXPECT_EQ(message_of([&] { conv<float>(images.view(), weight.view(), none, {}, {}, cpu); }), text("conv", "y", all));
+  EXPECT_EQ(message_of([&] { weight_grad<float>(images.view(), none, dw.view(), {}, {}, cpu); }),
+            text("weight_grad", "g", all));
+  EXPECT_EQ(message_of([&] {
+              solve_backward<float>(images.view(), images.view(), weight.view(), out.view(), no_taps, {}, {}, cpu);
+            }),
+            text("solve_backward", "dw", small));
+  EXPECT_EQ(message_of([&] { growth<float>(no_taps, 3, 4, {}); }), text("growth", "weight", small));
+  EXPECT_EQ(message_of([&] { logabsdet<float>(no_taps, 3, 4, {}); }), text("logabsdet", "weight", small));
+}
+
 TEST(Errors, CudaIsRefusedWithoutADevice) {
   if (cuda_devices() > 0) {
     GTEST_SKIP() << "there is a device";
