@@ -6,10 +6,14 @@
 // by the library.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string_view.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -85,6 +89,12 @@ bool read(nb::handle corner, nb::handle unit_diagonal, nb::handle groups, invcon
 // ---- arrays -------------------------------------------------------------------------------------------------------
 
 enum class Type { float16, bfloat16, float32, float64 };
+
+std::optional<Type> find_type(std::string_view name) {
+  constexpr std::string_view names[] = {"float16", "bfloat16", "float32", "float64"};
+  const auto found = std::find(std::begin(names), std::end(names), name);
+  return found == std::end(names) ? std::nullopt : std::optional(static_cast<Type>(found - std::begin(names)));
+}
 
 /// The memory of an array of 3 or 4 axes, borrowed for a call. The plain kinds: what has Python's buffer protocol, and
 /// a tuple (address, name of the dtype, shape, strides in elements) that its maker vouches for.
@@ -188,18 +198,17 @@ class Array {
   }
 
   bool describe(PyObject* tuple) {
-    std::string_view type;
-    if (PyTuple_GET_SIZE(tuple) != 4 || !read(PyTuple_GET_ITEM(tuple, 1), type)) {
+    std::string_view name;
+    if (PyTuple_GET_SIZE(tuple) != 4 || !read(PyTuple_GET_ITEM(tuple, 1), name)) {
       return false;
     }
-    constexpr std::string_view names[] = {"float16", "bfloat16", "float32", "float64"};
-    const auto found = std::find(std::begin(names), std::end(names), type);
+    const auto type = find_type(name);
     PyObject *const shape = PyTuple_GET_ITEM(tuple, 2), *const strides = PyTuple_GET_ITEM(tuple, 3);
-    if (found == std::end(names) || !PyTuple_Check(shape) || !PyTuple_Check(strides) ||
+    if (!type || !PyTuple_Check(shape) || !PyTuple_Check(strides) ||
         PyTuple_GET_SIZE(shape) != PyTuple_GET_SIZE(strides) || !set_axes(PyTuple_GET_SIZE(shape))) {
       return false;
     }
-    type_ = static_cast<Type>(found - std::begin(names));
+    type_ = *type;
     data_ = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tuple, 0));
     if (data_ == nullptr && PyErr_Occurred() != nullptr) {
       PyErr_Clear();
@@ -238,42 +247,69 @@ auto with_type(Type type, Body&& body) {
   return body(double{});
 }
 
+/// Where a call runs: on the CPU for None, on a CUDA device for a tuple (device, stream, address and bytes of the
+/// workspace).
+struct Place {
+  invconv::Execution execution = invconv::Cpu{};
+  invconv::Workspace workspace;
+};
+
+bool read(nb::handle object, Place& place) {
+  if (object.is_none()) {
+    return true;
+  }
+  std::int64_t device = 0, stream = 0, address = 0, bytes = 0;
+  if (!PyTuple_CheckExact(object.ptr()) || PyTuple_GET_SIZE(object.ptr()) != 4 ||
+      !read(PyTuple_GET_ITEM(object.ptr(), 0), device) || !read(PyTuple_GET_ITEM(object.ptr(), 1), stream) ||
+      !read(PyTuple_GET_ITEM(object.ptr(), 2), address) || !read(PyTuple_GET_ITEM(object.ptr(), 3), bytes)) {
+    return false;
+  }
+  place.execution = invconv::Cuda{static_cast<int>(device), reinterpret_cast<void*>(stream)};
+  place.workspace = {reinterpret_cast<void*>(address), static_cast<std::size_t>(bytes)};
+  return true;
+}
+
 // ---- the functions ------------------------------------------------------------------------------------------------
 
 template <invconv::Operation operation>
 bool filter(nb::handle in, nb::handle weight, nb::handle out, nb::handle corner, nb::handle unit_diagonal,
-            nb::handle groups, nb::handle transpose) {
+            nb::handle groups, nb::handle transpose, nb::handle where) {
   invconv::Options options;
+  Place place;
   const Array from(in), taps(weight), to(out, true);
   if (!from.plain() || !taps.plain() || !to.plain() || taps.axes() != 4 || taps.type() != from.type() ||
       !to.same_kind(from) || !to.same_shape(from) || !to.can_be_written_from(from) ||
-      !read(corner, unit_diagonal, groups, options) || !read(transpose, options.transpose)) {
+      !read(corner, unit_diagonal, groups, options) || !read(transpose, options.transpose) || !read(where, place)) {
     return false;
   }
   with_type(from.type(), [&](auto zero) {
     using T = decltype(zero);
     const nb::gil_scoped_release unlocked;
     if constexpr (operation == invconv::Operation::solve) {
-      invconv::solve<T>(from.view<const T>(), taps.view<const T>(), to.view<T>(), options, {}, invconv::Cpu{});
+      invconv::solve<T>(from.view<const T>(), taps.view<const T>(), to.view<T>(), options, place.workspace,
+                        place.execution);
     } else {
-      invconv::conv<T>(from.view<const T>(), taps.view<const T>(), to.view<T>(), options, {}, invconv::Cpu{});
+      invconv::conv<T>(from.view<const T>(), taps.view<const T>(), to.view<T>(), options, place.workspace,
+                       place.execution);
     }
   });
   return true;
 }
 
 bool weight_grad(nb::handle x, nb::handle g, nb::handle dw, nb::handle corner, nb::handle unit_diagonal,
-                 nb::handle groups) {
+                 nb::handle groups, nb::handle where) {
   invconv::Options options;
+  Place place;
   const Array inputs(x), outputs(g), to(dw, true);
   if (!inputs.plain() || !outputs.plain() || !to.plain() || !outputs.same_kind(inputs) || to.axes() != 4 ||
-      to.type() != inputs.type() || !read(corner, unit_diagonal, groups, options)) {
+      to.type() != inputs.type() || !read(corner, unit_diagonal, groups, options) || !read(where, place)) {
     return false;
   }
   with_type(inputs.type(), [&](auto zero) {
     using T = decltype(zero);
     const nb::gil_scoped_release unlocked;
-    invconv::weight_grad<T>(inputs.view<const T>(), outputs.view<const T>(), to.view<T>(), options, {}, invconv::Cpu{});
+    invconv::weight_grad<T>(inputs.view<const T>(), outputs.view<const T>(), to.view<T>(), options, place.workspace,
+                            place.execution);
   });
   return true;
 }
@@ -295,6 +331,24 @@ bool solve_backward(nb::handle x, nb::handle g, nb::handle weight, nb::handle dy
                                to_taps.view<T>(), options, {}, invconv::Cpu{});
   });
   return true;
+}
+
+/// Bytes of the workspace that a call needs on a CUDA device.
+std::size_t workspace_size(std::string_view operation, std::string_view dtype,
+                           const std::array<std::int64_t, 4>& images, const std::array<std::int64_t, 4>& weight,
+                           std::int64_t groups, int device) {
+  invconv::Options options;
+  options.groups = groups;
+  const auto which = operation == "solve"  ? invconv::Operation::solve
+                     : operation == "conv" ? invconv::Operation::conv
+                                           : invconv::Operation::weight_grad;
+  const auto type = find_type(dtype);
+  if (!type) {
+    throw nb::type_error("[workspace_size] expected the name of a dtype");
+  }
+  return with_type(*type, [&](auto zero) {
+    return invconv::workspace_size<decltype(zero)>(which, images, weight, options, invconv::Cuda{device});
+  });
 }
 
 /// A number, or None: `function` of the weight's view, the size and the options.
@@ -333,21 +387,22 @@ NB_MODULE(_core, m) {
   m.def("version", [] { return INVCONV_VERSION; }, "The version of the library.");
 
   m.def("solve", &filter<invconv::Operation::solve>, "y"_a.none(), "weight"_a.none(), "x"_a.none(), "corner"_a.none(),
-        "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(),
+        "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(), "where"_a.none() = nb::none(),
         nb::sig("def solve(y: object, weight: object, x: object, corner: object, unit_diagonal: object, "
-                "groups: object, transpose: object) -> bool"),
-        "Write M^-1 y into x, if the arguments are plain, and say whether they are.");
+                "groups: object, transpose: object, where: object = None) -> bool"),
+        "Write M^-1 y into x, if the arguments are plain, and say whether they are. `where` is None for the CPU, or a "
+        "tuple (device, stream, address and bytes of the workspace) for CUDA.");
   m.def("conv", &filter<invconv::Operation::conv>, "x"_a.none(), "weight"_a.none(), "y"_a.none(), "corner"_a.none(),
-        "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(),
+        "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(), "where"_a.none() = nb::none(),
         nb::sig("def conv(x: object, weight: object, y: object, corner: object, unit_diagonal: object, "
-                "groups: object, transpose: object) -> bool"),
-        "Write M x into y, if the arguments are plain, and say whether they are.");
+                "groups: object, transpose: object, where: object = None) -> bool"),
+        "Write M x into y, if the arguments are plain, and say whether they are; `where` as in solve.");
   m.def("weight_grad", &weight_grad, "x"_a.none(), "g"_a.none(), "dw"_a.none(), "corner"_a.none(),
-        "unit_diagonal"_a.none(), "groups"_a.none(),
+        "unit_diagonal"_a.none(), "groups"_a.none(), "where"_a.none() = nb::none(),
         nb::sig("def weight_grad(x: object, g: object, dw: object, corner: object, unit_diagonal: object, "
-                "groups: object) -> bool"),
+                "groups: object, where: object = None) -> bool"),
         "Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say "
-        "whether they are.");
+        "whether they are; `where` as in solve.");
   m.def("solve_backward", &solve_backward, "x"_a.none(), "g"_a.none(), "weight"_a.none(), "dy"_a.none(), "dw"_a.none(),
         "corner"_a.none(), "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(),
         nb::sig("def solve_backward(x: object, g: object, weight: object, dy: object, dw: object, corner: object, "
@@ -364,6 +419,11 @@ NB_MODULE(_core, m) {
         nb::sig("def growth(weight: object, height: object, width: object, corner: object, "
                 "unit_diagonal: object, groups: object) -> float | None"),
         "The infinity norm of M^-1, or None if the arguments are not plain.");
+  m.def("workspace_size", &workspace_size, "operation"_a, "dtype"_a, "images"_a, "weight"_a, "groups"_a, "device"_a,
+        nb::sig("def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], "
+                "groups: int, device: int) -> int"),
+        "Bytes of the workspace that solve, conv or weight_grad needs on a CUDA device.");
+  m.def("cuda_devices", &invconv::cuda_devices, "The number of CUDA devices, 0 in a build without kernels.");
   m.def("num_threads", &invconv::num_threads, "The number of threads that a call may use.");
   m.def("set_num_threads", &invconv::set_num_threads, "threads"_a, "Set the number of threads that a call may use.");
   m.def("share_openmp", &invconv::share_openmp, "Use the threads of the OpenMP runtime that this process has loaded.");

@@ -71,7 +71,8 @@ def _check_tensor(function: str, name: str, tensor: Any, like: Tensor | None = N
         )
     if tensor.layout is not torch.strided:
         raise TypeError(f"[{function}] expected {name} to be dense, but got {tensor.layout}")
-    if not tensor.is_cpu and not tensor.is_meta:
+    on_device = tensor.is_cuda and _core.cuda_devices() > 0
+    if not tensor.is_cpu and not tensor.is_meta and not on_device:
         raise ValueError(
             f"[{function}] expected {name} on the CPU, for which alone this build has kernels, "
             f"but got a tensor on {tensor.device}"
@@ -183,15 +184,34 @@ def _run(function: str, a: Tensor, b: Tensor, out: Tensor, corner: str, *options
     # Names, so that what the addresses point to lives as long as the call.
     a_, b_ = a.resolve_neg(), b.resolve_neg()
     run = getattr(_core, function)
-    if not run(_memory(a_), _memory(b_), _memory(out), _corners(corner), *options):
+    where = None
+    if a.is_cuda and a.device == b.device == out.device:
+        weight = out if function == "weight_grad" else b
+        workspace = _workspace(function, a, weight.shape, options[1])
+        stream = torch.cuda.current_stream(a.device).cuda_stream
+        where = (a.device.index, stream, workspace.data_ptr(), workspace.nbytes)
+    same_device = where is not None or (a.is_cpu and b.is_cpu and out.is_cpu)
+    arrays = (_memory(a_), _memory(b_), _memory(out))
+    if not same_device or not run(*arrays, _corners(corner), *options, where):
         first, second = _ARGUMENTS[function]
         _check_tensor(function, first, a)
         _check_tensor(function, second, b, a)
+        _check_device(function, second, b, first, a)
         raise TypeError(
             f"[{function}] expected {first} and {second} with 4 axes each and memory of their own, "
             f"but got tensors of the shapes {tuple(a.shape)} and {tuple(b.shape)}"
         )
     return out
+
+
+def _workspace(function: str, images: Tensor, weight: torch.Size, groups: int) -> Tensor:
+    """The memory that a call needs on a device; torch gives it out again in the stream's order."""
+    size = 0
+    if images.dim() == len(weight) == 4:
+        dtype = _dtype_name(images)
+        shapes = (tuple(images.shape), tuple(weight))
+        size = _core.workspace_size(function, dtype, *shapes, groups, images.device.index)
+    return torch.empty(size, dtype=torch.uint8, device=images.device)
 
 
 def _raw_solve(y: Tensor, weight: Tensor, *options: Any) -> Tensor:
@@ -241,6 +261,7 @@ _FAKE: dict[str, _Raw] = {
 }
 for _name in _RAW:
     _library.impl(_name, _RAW[_name], "CPU")
+    _library.impl(_name, _RAW[_name], "CUDA")
     torch.library.register_fake(f"invconv::{_name}", _FAKE[_name], lib=_library)
 
 
@@ -670,7 +691,7 @@ def growth(
     height, width = _check.image_size(function, size)
     names = _check.corners(function, corner)
     groups = _check.integer(function, "groups", groups)
-    weight = weight.detach().resolve_neg()
+    weight = weight.detach().cpu().resolve_neg()
     norm = _core.growth(_memory(weight), height, width, names, bool(unit_diagonal), groups)
     assert norm is not None  # it has been checked
     return norm

@@ -8,19 +8,19 @@
 def version() -> str:
     """The version of the library."""
 
-def solve(y: object, weight: object, x: object, corner: object, unit_diagonal: object, groups: object, transpose: object) -> bool:
+def solve(y: object, weight: object, x: object, corner: object, unit_diagonal: object, groups: object, transpose: object, where: object = None) -> bool:
     """
-    Write M^-1 y into x, if the arguments are plain, and say whether they are.
-    """
-
-def conv(x: object, weight: object, y: object, corner: object, unit_diagonal: object, groups: object, transpose: object) -> bool:
-    """
-    Write M x into y, if the arguments are plain, and say whether they are.
+    Write M^-1 y into x, if the arguments are plain, and say whether they are. `where` is None for the CPU, or a tuple (device, stream, address and bytes of the workspace) for CUDA.
     """
 
-def weight_grad(x: object, g: object, dw: object, corner: object, unit_diagonal: object, groups: object) -> bool:
+def conv(x: object, weight: object, y: object, corner: object, unit_diagonal: object, groups: object, transpose: object, where: object = None) -> bool:
     """
-    Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say whether they are.
+    Write M x into y, if the arguments are plain, and say whether they are; `where` as in solve.
+    """
+
+def weight_grad(x: object, g: object, dw: object, corner: object, unit_diagonal: object, groups: object, where: object = None) -> bool:
+    """
+    Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say whether they are; `where` as in solve.
     """
 
 def solve_backward(x: object, g: object, weight: object, dy: object, dw: object, corner: object, unit_diagonal: object, groups: object, transpose: object) -> bool:
@@ -33,6 +33,14 @@ def logabsdet(weight: object, height: object, width: object, corner: object, uni
 
 def growth(weight: object, height: object, width: object, corner: object, unit_diagonal: object, groups: object) -> float | None:
     """The infinity norm of M^-1, or None if the arguments are not plain."""
+
+def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], groups: int, device: int) -> int:
+    """
+    Bytes of the workspace that solve, conv or weight_grad needs on a CUDA device.
+    """
+
+def cuda_devices() -> int:
+    """The number of CUDA devices, 0 in a build without kernels."""
 
 def num_threads() -> int:
     """The number of threads that a call may use."""
