@@ -1,0 +1,148 @@
+"""torch tensors on a CUDA device, against the CPU: run with ``pytest tests/gpu`` where there is one.
+
+Solve and conv have one order of operations on both, so they agree to the bit where the CPU fuses
+products. Everything runs on a stream of its own, so that work on the default one by mistake shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import invconv
+
+if not torch.cuda.is_available() or invconv.build_info()["cuda_devices"] == "0":
+    pytest.skip("needs a CUDA device and a build with CUDA kernels", allow_module_level=True)
+
+DEVICE = torch.device("cuda")
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+FUSED = invconv.build_info()["instruction_set"] != "baseline"
+
+
+@pytest.fixture(autouse=True)
+def other_stream() -> Iterator[torch.cuda.Stream]:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        yield stream
+    torch.cuda.synchronize()
+
+
+def random_problem(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    groups = int(rng.choice([1, 1, 2, 4]))
+    channels = groups * int(rng.choice([1, 2, 3, 4, 5, 12, 17, 33, 48]))
+    height, width = (int(rng.choice([1, 2, 5, 16, 31, 33, 70])) for _ in range(2))
+    kernel = tuple(int(rng.choice([1, 2, 3, 3, 3, 5])) for _ in range(2))
+    batch = int(rng.choice([1, 2, 5]))
+    y = torch.from_numpy(rng.standard_normal((batch, channels, height, width)))
+    weight = torch.from_numpy(rng.standard_normal((channels, channels // groups, *kernel)))
+    weight *= 0.3 / np.sqrt(weight[0].numel())
+    corner = tuple(str(name) for name in rng.choice(["tl", "tr", "bl", "br"], groups))
+    return y, weight, {"corner": corner, "groups": groups, "transpose": bool(rng.integers(2))}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", [invconv.solve, invconv.conv])
+def test_the_bits_of_the_cpu(function: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        y, weight, options = random_problem(rng)
+        y, weight = y.to(dtype), weight.to(dtype)
+        expected = function(y, weight, **options)
+        result = function(y.to(DEVICE), weight.to(DEVICE), **options)
+        if FUSED:
+            assert torch.equal(result.cpu(), expected), (y.shape, weight.shape, options)
+        else:
+            torch.testing.assert_close(result.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        y, weight, options = random_problem(rng)
+        g = torch.from_numpy(rng.standard_normal(y.shape)).to(dtype)
+        found = []
+        for device in ("cpu", "cuda"):
+            leaves = [t.to(device, dtype).requires_grad_() for t in (y, weight)]
+            x = invconv.solve(*leaves, **options)
+            found.append(torch.autograd.grad(x, leaves, g.to(device)))
+        scale = y.shape[0] * y.shape[2] * y.shape[3]
+        for expected, result in zip(*found, strict=True):
+            # Sums of so many products, in another order.
+            tolerance = 4 * scale * torch.finfo(dtype).eps
+            torch.testing.assert_close(result.cpu(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_no_batch_changes_a_bit() -> None:
+    torch.manual_seed(0)
+    for channels in (3, 12, 40):
+        y = torch.randn(9, channels, 20, 40, device=DEVICE)
+        weight = 0.02 * torch.randn(channels, channels, 3, 3, device=DEVICE)
+        whole = invconv.solve(y, weight)
+        for index in range(9):
+            assert torch.equal(invconv.solve(y[index], weight), whole[index])
+
+
+def test_layouts_and_out() -> None:
+    torch.manual_seed(0)
+    y = torch.randn(3, 8, 17, 12, device=DEVICE)
+    weight = 0.05 * torch.randn(8, 8, 3, 3, device=DEVICE)
+    expected = invconv.solve(y, weight)
+    for laid_out in (
+        y.contiguous(memory_format=torch.channels_last),
+        y.flip(3).flip(3),
+        y.mT.contiguous().mT,
+    ):
+        assert torch.equal(invconv.solve(laid_out, weight), expected)
+    out = torch.empty_like(y)
+    assert invconv.solve(y, weight, out=out) is out and torch.equal(out, expected)
+    again = y.clone()
+    invconv.solve(again, weight, out=again)
+    assert torch.equal(again, expected)
+    invconv.conv(again, weight, out=again)
+    torch.testing.assert_close(again, y)
+
+
+def test_a_graph_replays_what_was_captured() -> None:
+    torch.manual_seed(0)
+    for shape in ((4, 12, 16, 16), (2, 3, 100, 50)):
+        y = torch.randn(shape, device=DEVICE)
+        weight = 0.05 * torch.randn(shape[1], shape[1], 3, 3, device=DEVICE)
+        invconv.solve(y, weight)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            x = invconv.solve(y, weight)
+            dw = invconv.weight_grad(x, y, 3)
+        for _ in range(3):
+            y.normal_()
+            graph.replay()
+            assert torch.equal(x, invconv.solve(y, weight))
+            assert torch.equal(dw, invconv.weight_grad(x, y, 3))
+
+
+def test_tensors_of_two_devices_are_refused() -> None:
+    y, weight = torch.randn(1, 2, 3, 3), torch.zeros(2, 2, 3, 3)
+    for arguments in ((y.to(DEVICE), weight), (y, weight.to(DEVICE))):
+        with pytest.raises(TypeError, match="on one device"):
+            invconv.solve(*arguments)
+
+
+def test_empty_images() -> None:
+    weight = torch.zeros(2, 2, 3, 3, device=DEVICE)
+    for shape in ((0, 2, 4, 4), (3, 2, 0, 4), (3, 2, 4, 0)):
+        y = torch.empty(shape, device=DEVICE)
+        assert invconv.solve(y, weight).shape == shape
+        assert torch.equal(invconv.weight_grad(y, y, 3), weight)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_a_second_device() -> None:
+    y, weight = torch.randn(2, 5, 9, 9), 0.05 * torch.randn(5, 5, 3, 3)
+    result = invconv.solve(y.to("cuda:1"), weight.to("cuda:1"))
+    assert result.device.index == 1
+    torch.testing.assert_close(result.cpu(), invconv.solve(y, weight))
