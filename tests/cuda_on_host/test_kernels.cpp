@@ -266,6 +266,7 @@ TYPED_TEST(Kernels, InfinityMeetsNothingOutsideTheImage) {
 
 // ---- that these tests find mistakes -------------------------------------------------------------------------------
 
+#ifndef CUDA_ON_HOST_THREAD_SANITIZER  // which ends the process at the first one
 /// The bits of a solve in several schedules, or none where a launch failed.
 std::set<std::vector<float>> results(const Problem& problem, int dropped_barrier, int dropped_warp_sync) {
   Random random(8);
@@ -293,7 +294,6 @@ std::set<std::vector<float>> results(const Problem& problem, int dropped_barrier
   return seen;
 }
 
-#ifndef CUDA_ON_HOST_THREAD_SANITIZER  // which ends the process at the first one
 TEST(Mistakes, AMissingBarrierIsFound) {
   // Several warps, so that barriers are what orders them; the first pixel's needs a diagonal that another warp packs.
   Options how;

@@ -1,4 +1,4 @@
-"""torch tensors on a CUDA device, against the CPU: run with ``pytest tests/gpu`` where there is one.
+"""torch tensors on a CUDA device, against the CPU: ``pytest tests/gpu`` where there is one.
 
 Solve and conv have one order of operations on both, so they agree to the bit where the CPU fuses
 products. Everything runs on a stream of its own, so that work on the default one by mistake shows.

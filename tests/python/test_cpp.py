@@ -49,11 +49,23 @@ def build(directory: Path) -> None:
     run("cmake", "--build", directory, "--parallel", str(os.cpu_count() or 1))
 
 
+def has_benchmark() -> bool:
+    """Whether Google Benchmark's header is where the compiler looks."""
+    done = subprocess.run(
+        ["c++", "-E", "-x", "c++", "-"],
+        input="#include <benchmark/benchmark.h>",
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode == 0
+
+
 @pytest.fixture(scope="module")
 def native_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `native-only` preset, configured and built outside of the repository."""
     directory = tmp_path_factory.mktemp("native") / "build"
-    configure(ROOT, directory, "--preset", "native-only")
+    bench = "ON" if has_benchmark() else "OFF"
+    configure(ROOT, directory, "--preset", "native-only", f"-DINVCONV_BENCH={bench}")
     build(directory)
     return directory
 
@@ -77,6 +89,16 @@ def test_the_cpp_tests_pass(native_build: Path, tmp_path: Path) -> None:
     for case in skipped:
         assert case.attrib["name"].startswith("all.")
         assert "expected INVCONV_ISA to be one of" in case.findtext("system-out", "")
+
+
+@pytest.mark.skipif(not has_benchmark(), reason="Google Benchmark is not installed")
+def test_the_benchmark_runs(native_build: Path) -> None:
+    names = ("solve", "solve_transpose", "conv", "weight_grad", "solve_backward", "plain_solve")
+    program = native_build / "bench" / "cpp" / "invconv_bench"
+    runs = [text for name in (*names, "peak", "chain") for text in ("--run", name)]
+    quick = ("--threads", "1", "--seconds", "0.001", "--repetitions", "1")
+    printed = run(program, "--shape", "tiny=1,1,4,4,3", *quick, *runs)
+    assert all(f"{name}:tiny:1" in printed for name in names)
 
 
 def test_no_python_is_needed(native_build: Path) -> None:

@@ -22,14 +22,16 @@ std::vector<Level<T>> levels() {
   return {{"neon", kernels_neon<T>}};
 #else
   std::vector<Level<T>> found{{"baseline", kernels_baseline<T>}};
-#if defined(INVCONV_X86)
+#if defined(INVCONV_AVX2)
   // Every processor with AVX2 has F16C, which older compilers cannot ask for.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found.push_back({"avx2", kernels_avx2<T>});
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw")) {
-      found.push_back({"avx512", kernels_avx512<T>});
-    }
+  }
+#endif
+#if defined(INVCONV_AVX512)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
+    found.push_back({"avx512", kernels_avx512<T>});
   }
 #endif
   return found;
