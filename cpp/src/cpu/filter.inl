@@ -149,14 +149,7 @@ void filter_plain_row(const FilterRow<A>& row) {
   filter_row<A, V, OB, Solve>(row, [](Index, Index, const Vector<A, V>&) {});
 }
 
-/// Kernels with a row of constant sizes: few enough channels that all of them are one block.
-inline constexpr int small_kernel = 3, small_channels = 4;
-
-inline bool is_small(const FilterShape& shape) {
-  return shape.kernel_height == small_kernel && shape.kernel_width == small_kernel && shape.channels <= small_channels;
-}
-
-/// filter_row for such a kernel and row.left = 0. With so little to do in a pixel, the next one would wait for its
+/// filter_row for a small kernel and row.left = 0. With so little to do in a pixel, the next one would wait for its
 /// result to come back from memory: the last pixels stay in registers.
 template <class A, int V, int C, bool Solve>
 void filter_small_row(const FilterRow<A>& row) {

@@ -30,6 +30,18 @@ struct FilterShape {
   bool streamed;       // rows, columns: whether the output is too large for the caches
 };
 
+/// Kernels with a row of constant sizes: few enough channels that all of them are one block.
+inline constexpr std::int64_t small_kernel = 3, small_channels = 4;
+
+[[gnu::always_inline]] inline bool is_small(const FilterShape& shape) {
+  return shape.kernel_height == small_kernel && shape.kernel_width == small_kernel && shape.channels <= small_channels;
+}
+
+/// Numbers of a small kernel's packed weight, which solve_rows may keep as vectors.
+[[gnu::always_inline]] inline std::int64_t rows_weight_vectors(const FilterShape& shape) {
+  return is_small(shape) ? shape.kernel_height * shape.kernel_width * shape.channels * shape.channels : 0;
+}
+
 /// A band of rows in the lanes is one vector of them, or two for kernels of 3 x 3 taps of at most so many channels.
 inline constexpr std::int64_t double_band_kernel = 3, double_band_channels = 2;
 

@@ -87,7 +87,8 @@ Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index 
   f.pitch = steps <= 512 ? steps : 128;
   part.scratch_bytes =
       pointer_bytes(s.kernel_height) +
-      (s.kernel_height * (lead + lanes) + (f.pitch + lanes) * vectors) * s.channels * lanes * machine.element;
+      ((s.kernel_height * (lead + lanes) + f.pitch + lanes) * s.channels * vectors + rows_weight_vectors(f)) * lanes *
+          machine.element;
   return part;
 }
 

@@ -45,12 +45,12 @@ template <class A, int V>
 template <class A>
 struct Tiles {
   const FilterShape& shape;
-  const A* weight;
-  const A* above;  // the last rows of the band above: [the nearest first][channel][column]
+  const A* weight;  // packed; for solve_small_steps_ahead each number as a vector
+  const A* above;   // the last rows of the band above: [the nearest first][channel][column]
   Index row_pitch, channel_pitch;
-  Index line;      // elements from one row of the window to the next: [channel][row][step]
-  const A** rows;  // of each age, for the row of pixels of filter.inl
-  A* steps;        // what is kept from one tile to the next
+  Index line;       // elements from one row of the window to the next: [channel][row][step]
+  const A** rows;   // of each age, for the row of pixels of filter.inl
+  A* steps;         // what is kept from one tile to the next
 };
 
 /// Rows that are read each one column behind the one above it: [channel][row][step].
@@ -89,6 +89,25 @@ template <class A, int V>
   }
 }
 
+/// Before the first step only the band above has pixels. X_i[t] (see solve_tile) is at here + i * pitch + t * pixel, from
+/// step -lead on.
+template <class A, int V>
+void begin_band(const Tiles<A>& tiles, A* here, Index lead, Index pitch, Index pixel) {
+  const FilterShape& shape = tiles.shape;
+  std::memset(here - lead * pixel, 0, sizeof(A) * static_cast<std::size_t>(shape.kernel_height * pitch));
+  for (Index t = -lead; t < 0; ++t) {
+    for (Index i = 1; i < shape.kernel_height; ++i) {
+      for (Index c = 0; c < shape.channels; ++c) {
+        A* const to = here + i * pitch + t * pixel + c * V;
+        for (Index lane = 0; lane < i && lane < V; ++lane) {
+          const Index m = i - lane;
+          to[lane] = tiles.above[(m - 1) * tiles.row_pitch + c * tiles.channel_pitch + t + m];
+        }
+      }
+    }
+  }
+}
+
 // ---- kernels of any size --------------------------------------------------------------------------------------------
 
 /// The tap (i, j) of row l reads pixel (l - i, t - l - j), which row l - i had in step t - i - j. So with X_0[t] the
@@ -104,18 +123,8 @@ void solve_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index ste
   const auto above = [&](Index m, Index c) {
     return tiles.above + (m - 1) * tiles.row_pitch + c * tiles.channel_pitch;
   };
-  if (step == 0) {  // when only the band above has pixels
-    std::memset(tiles.steps, 0, sizeof(A) * static_cast<std::size_t>((count + 1) * pitch));
-    for (Index t = -lead; t < 0; ++t) {
-      for (Index i = 1; i <= count; ++i) {
-        for (Index c = 0; c < channels; ++c) {
-          A* const to = here + i * pitch + t * pixel + c * V;
-          for (Index lane = 0; lane < i && lane < V; ++lane) {
-            to[lane] = above(i - lane, c)[t + i - lane];
-          }
-        }
-      }
-    }
+  if (step == 0) {
+    begin_band<A, V>(tiles, here, lead, pitch, pixel);
   }
   for (Index c = 0; c < channels; ++c) {
     window_to_steps<A, V>(in.data + c * in.channel, in.row, here + c * V, pixel);
@@ -273,12 +282,149 @@ template <class A, int V, int N, int C, int K, bool Begins>
   for_kept([](A* to, const Vec& from) { store<A, V>(to, from); });
 }
 
+/// The same for few registers. The X_i are kept in memory, as those of solve_tile, and the weights as vectors, since an
+/// operand in memory costs no instruction of its own, as a broadcast does. Only X_i[t - 1] is in registers in step t.
+/// What adds up to a result is one long chain. The first part of it, `early` operands, has nothing to do with the step
+/// right before: it is done in the course of that step, whose own last part would keep the core waiting.
+template <class A, int V, int N, int C, int K, bool Begins>
+[[gnu::always_inline]] inline void solve_small_steps_ahead(const Tiles<A>& tiles, A* tile, Index step) {
+  using Vec = Vector<A, V>;
+  constexpr int pixel = N * C * V, pitch = (2 * (K - 1) + V) * pixel;
+  constexpr int operands = (K * K - 1) * C, early = ((K - 1) * K - 1) * C;  // early: all before the tap (1, 0)
+  const bool unit_diagonal = tiles.shape.unit_diagonal;
+  const auto weight = [&](int k) { return load<A, V>(tiles.weight + k * V); };
+  Vec last[K][N][C];  // X_i[t - 1]
+  Vec next[N][C];     // the sums of step t + 1
+  const auto for_all = [&](auto&& each) __attribute__((always_inline)) {
+    INVCONV_UNROLL
+    for (int n = 0; n < N; ++n) {
+      INVCONV_UNROLL
+      for (int c = 0; c < C; ++c) {
+        each(n, c, (n * C + c) * V);
+      }
+    }
+  };
+  // Adds the k-th operand to a sum of step t + Ahead; `here` is the place of X_0[t].
+  const auto add = [&](auto ahead, const A* here, int n, int k, Vec(&sum)[C]) __attribute__((always_inline)) {
+    const int i = K - 1 - k / C / K, j = K - 1 - k / C % K, c = k % C, age = i + j - decltype(ahead)::value;
+    const Vec value = age == 1 ? last[i][n][c] : load<A, V>(here + i * pitch - age * pixel + (n * C + c) * V);
+    INVCONV_UNROLL
+    for (int o = 0; o < C; ++o) {
+      sum[o] = multiply_add<A, V>(value, weight(k * C + o), sum[o]);
+    }
+  };
+  constexpr std::integral_constant<int, 0> present;
+  constexpr std::integral_constant<int, 1> ahead;
+  const auto take_step = [&](Index s, auto goes_on) __attribute__((always_inline)) {
+    constexpr bool GoesOn = decltype(goes_on)::value;
+    A* here = tile + s * pixel;
+    // Else GCC sees which values are loaded again in the next steps, and carries them along in too many registers.
+    asm("" : "+r"(here));
+    INVCONV_UNROLL
+    for (int i = 1; i < K; ++i) {
+      INVCONV_UNROLL
+      for (int c = 0; c < C; ++c) {
+        Vec before = splat<A, V>(tiles.above[(i - 1) * tiles.row_pitch + c * tiles.channel_pitch + step + s + i - 1]);
+        INVCONV_UNROLL
+        for (int n = 0; n < N; ++n) {
+          last[i][n][c] = shift<A, V>(before, last[i - 1][n][c]);
+          before = last[i - 1][n][c];
+          store<A, V>(here + i * pitch - pixel + (n * C + c) * V, last[i][n][c]);
+        }
+      }
+    }
+    INVCONV_UNROLL
+    for (int n = 0; n < N; ++n) {
+      Vec sum[C];
+      INVCONV_UNROLL
+      for (int c = 0; c < C; ++c) {
+        sum[c] = next[n][c];
+        if constexpr (GoesOn) {
+          next[n][c] = load<A, V>(here + pixel + (n * C + c) * V);
+        }
+      }
+      INVCONV_UNROLL
+      for (int k = 0; k < operands - early; ++k) {
+        add(present, here, n, early + k, sum);
+        if constexpr (GoesOn) {
+          add(ahead, here, n, k, next[n]);
+        }
+      }
+      INVCONV_UNROLL
+      for (int c = 0; c < C; ++c) {
+        constexpr int square = operands * C;
+        if (!unit_diagonal) {
+          sum[c] = sum[c] / weight(square + c * C + c);
+        }
+        INVCONV_UNROLL
+        for (int o = c + 1; o < C; ++o) {
+          sum[o] = multiply_add<A, V>(sum[c], weight(square + c * C + o), sum[o]);
+        }
+        if constexpr (Begins) {
+          sum[c] = begun<A, V>(sum[c], step + s - n * V);
+        }
+        last[0][n][c] = sum[c];
+        store<A, V>(here + (n * C + c) * V, settled(sum[c]));
+      }
+      if constexpr (GoesOn) {
+        INVCONV_UNROLL
+        for (int k = operands - early; k < early; ++k) {
+          add(ahead, here, n, k, next[n]);
+        }
+      }
+    }
+  };
+  for_all([&](int n, int c, int at) {
+    next[n][c] = load<A, V>(tile + at);
+    INVCONV_UNROLL
+    for (int i = 1; i < K; ++i) {
+      last[i][n][c] = load<A, V>(tile + i * pitch - 2 * pixel + at);
+    }
+    last[0][n][c] = load<A, V>(tile - pixel + at);
+  });
+  INVCONV_UNROLL
+  for (int n = 0; n < N; ++n) {
+    INVCONV_UNROLL
+    for (int k = 0; k < early; ++k) {
+      add(ahead, tile - pixel, n, k, next[n]);
+    }
+  }
+  for (Index s = 0; s < V - 1; ++s) {
+    take_step(s, std::true_type{});
+  }
+  take_step(V - 1, std::false_type{});
+  // What the next tile needs.
+  INVCONV_UNROLL
+  for (int i = 0; i < K; ++i) {
+    INVCONV_UNROLL
+    for (int t = 1 - K - i; t < 0; ++t) {
+      for_all([&](int, int, int at) {
+        A* const to = tile + i * pitch + t * pixel + at;
+        store<A, V>(to, load<A, V>(to + V * pixel));
+      });
+    }
+  }
+}
+
+template <class A, int V, int N, int C, bool Begins>
+[[gnu::always_inline]] inline void solve_small_steps(const Tiles<A>& tiles, A* tile, Index step) {
+  if constexpr (few_registers) {
+    solve_small_steps_ahead<A, V, N, C, small_kernel, Begins>(tiles, tile, step);
+  } else {
+    solve_small_steps<A, V, N, C, small_kernel, Begins>(tiles, tile, step);
+  }
+}
+
 template <class A, int V, int N, int C>
 void solve_small_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index step) {
-  constexpr int K = small_kernel, pixel = N * C * V;
-  A* const tile = tiles.steps;  // [step][vector][channel][lane], then what the next tile needs
+  constexpr int K = small_kernel, pixel = N * C * V, lead = few_registers ? 2 * (K - 1) : 0;
+  A* const tile = tiles.steps + lead * pixel;  // [step][vector][channel][lane]
   if (step == 0) {
-    std::memset(tile + V * pixel, 0, sizeof(A) * K * (K - 1) * pixel);
+    if constexpr (few_registers) {
+      begin_band<A, V>(tiles, tile, lead, (lead + V) * pixel, pixel);
+    } else {
+      std::memset(tile + V * pixel, 0, sizeof(A) * K * (K - 1) * pixel);
+    }
   }
   INVCONV_UNROLL
   for (int c = 0; c < C; ++c) {
@@ -288,9 +434,9 @@ void solve_small_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Ind
     }
   }
   if (step < N * V) {
-    solve_small_steps<A, V, N, C, K, true>(tiles, tile, step);
+    solve_small_steps<A, V, N, C, true>(tiles, tile, step);
   } else {
-    solve_small_steps<A, V, N, C, K, false>(tiles, tile, step);
+    solve_small_steps<A, V, N, C, false>(tiles, tile, step);
   }
   INVCONV_UNROLL
   for (int c = 0; c < C; ++c) {
@@ -378,10 +524,20 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   const Index lead = kernel_height - 1 + shape.kernel_width - 1;
   const auto function = tile_of<A, V>(shape);
   A* const steps = static_cast<A*>(skip_pointers(scratch, kernel_height));
-  A* const window = steps + kernel_height * (lead + V) * channels * V + V;
-  const Tiles<A> tiles{
-      shape, packed, band.above, channels * band.pitch, band.pitch, shape.pitch + V, static_cast<const A**>(scratch),
-      steps};
+  A* const vectors = steps + kernel_height * (lead + V) * channels * rows;
+  A* const window = vectors + rows_weight_vectors(shape) * V + V;
+  const bool splatted = few_registers && is_small(shape);
+  for (Index k = 0; splatted && k < rows_weight_vectors(shape); ++k) {
+    store<A, V>(vectors + k * V, splat<A, V>(packed[k]));
+  }
+  const Tiles<A> tiles{shape,
+                       splatted ? vectors : packed,
+                       band.above,
+                       channels * band.pitch,
+                       band.pitch,
+                       shape.pitch + V,
+                       static_cast<const A**>(scratch),
+                       steps};
   const auto line = [&](Index c, Index row) { return window + (c * rows + row) * tiles.line; };
   const auto from = [&](Index c, Index row) { return in.data + (first + row) * in.row + c * in.channel; };
   const auto for_live = [&](auto&& each) {

@@ -29,6 +29,13 @@ using Index = std::int64_t;
   return static_cast<char*>(scratch) + (n * static_cast<Index>(sizeof(void*)) + 63) / 64 * 64;
 }
 
+/// Whether there are 16 vector registers, and not 32.
+#if defined(__x86_64__) && !defined(__AVX512F__)
+inline constexpr bool few_registers = true;
+#else
+inline constexpr bool few_registers = false;
+#endif
+
 template <class A, int V>
 struct VectorOf {
   typedef A type __attribute__((vector_size(V * sizeof(A))));
