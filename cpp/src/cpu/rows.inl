@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -550,6 +551,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
 
   // The rows are written in long pieces, by way of a window that lies well in the cache whatever their strides; what
   // does not fill a vector of the output waits for the next window.
+  constexpr Index ahead = std::max<Index>(64 / sizeof(T), V);
   const Index total = (width + live - 1 + V - 1) / V * V;
   for_live([&](Index c, Index row) { prefetch_columns(from(c, row), in.column, -row, columns_ahead, width); });
   for (Index c = 0; c < channels; ++c) {
@@ -571,20 +573,31 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
         copy_columns_in<A, V>(from(c, row), in.column, start - row, n, width, line(c, row));
       });
     }
-    for (Index t = start; t < start + n; t += V, skewed.data += V) {
-      for_live(
-          [&](Index c, Index row) { prefetch_columns(from(c, row), in.column, t + columns_ahead - row, V, width); });
-      wait_for(band, t + V - 1 + kernel_height, width);
-      function(tiles, skewed, window + t - start, t);
+    // The last rows, for the band below.
+    const auto leave = [&](Index t, Index count) {
       for (Index c = 0; c < channels; ++c) {
-        // The last rows, for the band below.
         for (Index m = 1; m < kernel_height; ++m) {
-          copy_columns_out<A, V>(band.below + ((m - 1) * channels + c) * band.pitch, Index{1}, t - (rows - m), Index{V},
+          copy_columns_out<A, V>(band.below + ((m - 1) * channels + c) * band.pitch, Index{1}, t - (rows - m), count,
                                  width, line(c, rows - m) + t - start);
         }
       }
-      const Index columns = t + V - rows + 1 < width ? t + V - rows + 1 : width - 1;
-      finished(band, columns < 0 ? 0 : columns, width);
+    };
+    for (Index t = start; t < start + n; t += V, skewed.data += V) {
+      if (t % ahead == 0 && t + columns_ahead - (live - 1) < width) {
+        for_live([&](Index c, Index row) {
+          prefetch_columns(from(c, row), in.column, t + columns_ahead - row, ahead, width);
+        });
+      }
+      wait_for(band, t + V - 1 + kernel_height, width);
+      function(tiles, skewed, window + t - start, t);
+      if (band.done != nullptr) {
+        leave(t, V);
+        const Index columns = t + V - rows + 1 < width ? t + V - rows + 1 : width - 1;
+        finished(band, columns < 0 ? 0 : columns, width);
+      }
+    }
+    if (band.done == nullptr) {
+      leave(start, n);
     }
     for_live([&](Index c, Index row) {
       T* const to = out.data + (first + row) * out.row + c * out.channel;
