@@ -3,7 +3,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -49,9 +48,9 @@ struct Tiles {
   const A* weight;  // packed; for solve_small_steps_ahead each number as a vector
   const A* above;   // the last rows of the band above: [the nearest first][channel][column]
   Index row_pitch, channel_pitch;
-  Index line;       // elements from one row of the window to the next: [channel][row][step]
-  const A** rows;   // of each age, for the row of pixels of filter.inl
-  A* steps;         // what is kept from one tile to the next
+  Index line;      // elements from one row of the window to the next: [channel][row][step]
+  const A** rows;  // of each age, for the row of pixels of filter.inl
+  A* steps;        // what is kept from one tile to the next
 };
 
 /// Rows that are read each one column behind the one above it: [channel][row][step].
@@ -90,8 +89,8 @@ template <class A, int V>
   }
 }
 
-/// Before the first step only the band above has pixels. X_i[t] (see solve_tile) is at here + i * pitch + t * pixel, from
-/// step -lead on.
+/// Before the first step only the band above has pixels. X_i[t] (see solve_tile) is at here + i * pitch + t * pixel,
+/// from step -lead on.
 template <class A, int V>
 void begin_band(const Tiles<A>& tiles, A* here, Index lead, Index pitch, Index pixel) {
   const FilterShape& shape = tiles.shape;
@@ -283,15 +282,16 @@ template <class A, int V, int N, int C, int K, bool Begins>
   for_kept([](A* to, const Vec& from) { store<A, V>(to, from); });
 }
 
-/// The same for few registers. The X_i are kept in memory, as those of solve_tile, and the weights as vectors, since an
-/// operand in memory costs no instruction of its own, as a broadcast does. Only X_i[t - 1] is in registers in step t.
-/// What adds up to a result is one long chain. The first part of it, `early` operands, has nothing to do with the step
-/// right before: it is done in the course of that step, whose own last part would keep the core waiting.
+/// The same for few registers, in the same order of operations. The X_i are kept in memory, as those of solve_tile, and
+/// the weights as vectors: as an operand of a multiply-add, memory costs no instruction of its own, but a broadcast
+/// does. Only X_i[t - 1] is in registers in step t. A result is one long chain of multiply-adds; the first of them,
+/// those of the `early` operands, need nothing from the step right before. They are done in the course of that step,
+/// whose own chain would else keep the core waiting: the steps are too long for it to find them by itself.
 template <class A, int V, int N, int C, int K, bool Begins>
 [[gnu::always_inline]] inline void solve_small_steps_ahead(const Tiles<A>& tiles, A* tile, Index step) {
   using Vec = Vector<A, V>;
   constexpr int pixel = N * C * V, pitch = (2 * (K - 1) + V) * pixel;
-  constexpr int operands = (K * K - 1) * C, early = ((K - 1) * K - 1) * C;  // early: all before the tap (1, 0)
+  constexpr int operands = (K * K - 1) * C, early = ((K - 1) * K - 1) * C;  // those before the tap (1, 0)
   const bool unit_diagonal = tiles.shape.unit_diagonal;
   const auto weight = [&](int k) { return load<A, V>(tiles.weight + k * V); };
   Vec last[K][N][C];  // X_i[t - 1]
@@ -305,7 +305,7 @@ template <class A, int V, int N, int C, int K, bool Begins>
       }
     }
   };
-  // Adds the k-th operand to a sum of step t + Ahead; `here` is the place of X_0[t].
+  // Adds the k-th operand to a sum of step t + ahead; `here` is the place of X_0[t].
   const auto add = [&](auto ahead, const A* here, int n, int k, Vec(&sum)[C]) __attribute__((always_inline)) {
     const int i = K - 1 - k / C / K, j = K - 1 - k / C % K, c = k % C, age = i + j - decltype(ahead)::value;
     const Vec value = age == 1 ? last[i][n][c] : load<A, V>(here + i * pitch - age * pixel + (n * C + c) * V);
@@ -407,9 +407,13 @@ template <class A, int V, int N, int C, int K, bool Begins>
   }
 }
 
+/// Whether solve_small_steps_ahead is used. One channel's values are few enough for 16 registers: measured with AVX2,
+/// it gains nothing there.
+constexpr bool works_ahead(Index channels) { return few_registers && channels > 1; }
+
 template <class A, int V, int N, int C, bool Begins>
-[[gnu::always_inline]] inline void solve_small_steps(const Tiles<A>& tiles, A* tile, Index step) {
-  if constexpr (few_registers) {
+[[gnu::always_inline]] inline void small_steps(const Tiles<A>& tiles, A* tile, Index step) {
+  if constexpr (works_ahead(C)) {
     solve_small_steps_ahead<A, V, N, C, small_kernel, Begins>(tiles, tile, step);
   } else {
     solve_small_steps<A, V, N, C, small_kernel, Begins>(tiles, tile, step);
@@ -418,10 +422,10 @@ template <class A, int V, int N, int C, bool Begins>
 
 template <class A, int V, int N, int C>
 void solve_small_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index step) {
-  constexpr int K = small_kernel, pixel = N * C * V, lead = few_registers ? 2 * (K - 1) : 0;
+  constexpr int K = small_kernel, pixel = N * C * V, lead = works_ahead(C) ? 2 * (K - 1) : 0;
   A* const tile = tiles.steps + lead * pixel;  // [step][vector][channel][lane]
   if (step == 0) {
-    if constexpr (few_registers) {
+    if constexpr (works_ahead(C)) {
       begin_band<A, V>(tiles, tile, lead, (lead + V) * pixel, pixel);
     } else {
       std::memset(tile + V * pixel, 0, sizeof(A) * K * (K - 1) * pixel);
@@ -435,9 +439,9 @@ void solve_small_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Ind
     }
   }
   if (step < N * V) {
-    solve_small_steps<A, V, N, C, true>(tiles, tile, step);
+    small_steps<A, V, N, C, true>(tiles, tile, step);
   } else {
-    solve_small_steps<A, V, N, C, false>(tiles, tile, step);
+    small_steps<A, V, N, C, false>(tiles, tile, step);
   }
   INVCONV_UNROLL
   for (int c = 0; c < C; ++c) {
@@ -527,18 +531,13 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   A* const steps = static_cast<A*>(skip_pointers(scratch, kernel_height));
   A* const vectors = steps + kernel_height * (lead + V) * channels * rows;
   A* const window = vectors + rows_weight_vectors(shape) * V + V;
-  const bool splatted = few_registers && is_small(shape);
-  for (Index k = 0; splatted && k < rows_weight_vectors(shape); ++k) {
+  const A* const weight = works_ahead(channels) && is_small(shape) ? vectors : packed;
+  for (Index k = 0; weight == vectors && k < rows_weight_vectors(shape); ++k) {
     store<A, V>(vectors + k * V, splat<A, V>(packed[k]));
   }
-  const Tiles<A> tiles{shape,
-                       splatted ? vectors : packed,
-                       band.above,
-                       channels * band.pitch,
-                       band.pitch,
-                       shape.pitch + V,
-                       static_cast<const A**>(scratch),
-                       steps};
+  const Tiles<A> tiles{
+      shape, weight, band.above, channels * band.pitch, band.pitch, shape.pitch + V, static_cast<const A**>(scratch),
+      steps};
   const auto line = [&](Index c, Index row) { return window + (c * rows + row) * tiles.line; };
   const auto from = [&](Index c, Index row) { return in.data + (first + row) * in.row + c * in.channel; };
   const auto for_live = [&](auto&& each) {
@@ -551,7 +550,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
 
   // The rows are written in long pieces, by way of a window that lies well in the cache whatever their strides; what
   // does not fill a vector of the output waits for the next window.
-  constexpr Index ahead = std::max<Index>(64 / sizeof(T), V);
+  constexpr Index per_line = 64 / static_cast<Index>(sizeof(T)), ahead = per_line > V ? per_line : V;
   const Index total = (width + live - 1 + V - 1) / V * V;
   for_live([&](Index c, Index row) { prefetch_columns(from(c, row), in.column, -row, columns_ahead, width); });
   for (Index c = 0; c < channels; ++c) {
