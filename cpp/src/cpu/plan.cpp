@@ -10,9 +10,12 @@ namespace invconv::detail::cpu {
 
 namespace {
 
-/// The time of one multiplication of vectors, against that of the widest: measured with AVX-512, where two narrower
-/// ones can start at a time.
-double step_cost(const Machine& machine, Index lanes) { return lanes == machine.lanes[0] ? 1.0 : 0.65; }
+/// The time of one multiplication of vectors, against that of the widest. Measured with AVX-512, where two narrower
+/// ones can start at a time; a solve with AVX2 gains little by them.
+double step_cost(const Machine& machine, Index lanes, bool solve) {
+  const bool wide = machine.lanes[0] * machine.element >= 64;
+  return lanes == machine.lanes[0] ? 1.0 : solve && !wide ? 0.85 : 0.65;
+}
 
 FilterShape shape_of(const Sizes& s, bool solve, Index element) {
   const Index elements = s.batch * s.groups * s.channels * s.height * s.width;
@@ -137,7 +140,7 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
   const double taps = static_cast<double>(s.kernel_height * s.kernel_width);
   const double inside_rows = inside(s.height, s.kernel_height) / static_cast<double>(s.kernel_height);
   const double inside_both = inside_rows * inside(s.width, s.kernel_width) / static_cast<double>(s.kernel_width);
-  const double channels = static_cast<double>(s.channels), step = step_cost(machine, part.lanes);
+  const double channels = static_cast<double>(s.channels), step = step_cost(machine, part.lanes, part.shape.solve);
   double each = 0;
   // Of bands that follow each other: the steps of one, and those by which it is behind the one above it.
   Index steps = 0, behind = 0;
