@@ -223,7 +223,8 @@ TYPED_TEST(Kernels, WeightGradOfManyPixels) {  // more than one chain of product
   check_weight_grad<TypeParam>(make_problem({2, 1, 300, 40}, 3, 3, {}), random);
 }
 
-TYPED_TEST(Kernels, ManyGroups) {  // more than a launch takes
+#ifndef CUDA_ON_HOST_THREAD_SANITIZER  // a thousand blocks that share nothing
+TYPED_TEST(Kernels, ManyGroups) {      // more than a launch takes
   Random random(6);
   Options how;
   how.groups = 1030;
@@ -238,8 +239,10 @@ TYPED_TEST(Kernels, ManyGroups) {  // more than a launch takes
       check_filter<TypeParam>(Operation::conv, problem, random);
     }
   }
+  how.transpose = false;
   check_weight_grad<TypeParam>(make_problem({1, how.groups, 3, 3}, 2, 2, how), random);
 }
+#endif
 
 TYPED_TEST(Kernels, InfinityMeetsNothingOutsideTheImage) {
   using T = TypeParam;
