@@ -159,21 +159,22 @@ def weight_grad(
     x_, g_ = _numpy(function, "x", x), _numpy(function, "g", g)
     _check.image_axes(function, "x", x_.shape)
     _check.same_shape(function, "g", g_.shape, "x", x_.shape)
-    _check.dtype(function, "g", _dtype_name(g_), _dtype_name(x_))
+    _check.same_dtype(function, "x", _dtype_name(x_), "g", _dtype_name(g_))
     channels = x_.shape[-3]
     groups = _check.groups_of(function, groups, channels)
     dw = np.empty(
         (channels, channels // groups, *_check.kernel_size(function, kernel_size)), x_.dtype
     )
     corners = _check.corners(function, corner)
-    _must(function, _core.weight_grad(x_, g_, dw, corners, bool(unit_diagonal), groups))
+    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
+    _must(function, _core.weight_grad(x_, g_, dw, corners, unit_diagonal, groups))
     gradient: Array = _like(x, dw)
     return gradient
 
 
 def logabsdet(
     weight: Array,
-    size: tuple[int, int],
+    size: int | tuple[int, int],
     *,
     corner: Corner = "tl",
     unit_diagonal: bool = True,
@@ -187,7 +188,7 @@ def logabsdet(
 
     Args:
         weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`.
-        size: ``(H, W)`` in pixels.
+        size: ``(H, W)`` in pixels, or one number for both.
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.
         groups: As in :func:`solve`.
@@ -208,7 +209,7 @@ def logabsdet(
 
 def growth(
     weight: Array,
-    size: tuple[int, int],
+    size: int | tuple[int, int],
     *,
     corner: Corner = "tl",
     unit_diagonal: bool = True,
@@ -226,7 +227,7 @@ def growth(
 
     Args:
         weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`.
-        size: ``(H, W)`` in pixels.
+        size: ``(H, W)`` in pixels, or one number for both.
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.
         groups: As in :func:`solve`.
@@ -272,15 +273,17 @@ def _filter(
         plain = np.empty(images.shape, images.dtype) if out is None else out
         if run(images, weight, plain, *options):
             return plain
-    elif (torch_layer := _torch_layer(images, weight, out)) is not None:
+    elif (torch_layer := _torch_layer(images, weight)) is not None:
         return torch_layer.filter(function, name, images, weight, out, options)
     corner, unit_diagonal, groups, transpose = options
     images_, weight_ = _numpy(function, name, images), _numpy(function, "weight", weight)
     _check.image_axes(function, name, images_.shape)
-    _check.dtype(function, "weight", _dtype_name(weight_), _dtype_name(images_))
+    _check.same_dtype(function, name, _dtype_name(images_), "weight", _dtype_name(weight_))
     _check.weight_axes(function, weight_.shape)
     corners = _check.corners(function, corner)
+    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
     groups = _check.integer(function, "groups", groups)
+    transpose = _check.boolean(function, "transpose", transpose)
     if out is None:
         result = target = np.empty(images_.shape, images_.dtype)
     else:
@@ -288,8 +291,7 @@ def _filter(
         # Written into memory of its own where that is not simply the input's, in place.
         overlaps = np.may_share_memory(result, images_) and not _is_same_view(result, images_)
         target = np.empty(images_.shape, images_.dtype) if overlaps else result
-    done = run(images_, weight_, target, corners, bool(unit_diagonal), groups, bool(transpose))
-    _must(function, done)
+    _must(function, run(images_, weight_, target, corners, unit_diagonal, groups, transpose))
     if out is None:
         return _like(images, result)
     if target is not result:
@@ -304,8 +306,9 @@ def _weight_arguments(
     _check.weight_axes(function, weight_.shape)
     height, width = _check.image_size(function, size)
     corners = _check.corners(function, corner)
+    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
     groups = _check.integer(function, "groups", groups)
-    return weight_, height, width, corners, bool(unit_diagonal), groups
+    return weight_, height, width, corners, unit_diagonal, groups
 
 
 def _must(function: str, result: Result | Literal[False] | None) -> Result:
@@ -326,10 +329,15 @@ def _dtype_name(array: NumpyArray) -> str:
 
 def _numpy(function: str, name: str, array: Any) -> NumpyArray:
     """Return ``array`` as a numpy array that the core can read, without a copy."""
-    found: NumpyArray = (
-        array if isinstance(array, np.ndarray) else _from_dlpack(function, name, array)
-    )
-    _check.dtype(function, name, _dtype_name(found))
+    is_numpy = isinstance(array, np.ndarray)
+    found: NumpyArray = array if is_numpy else _from_dlpack(function, name, array)
+    if isinstance(found, np.ma.MaskedArray):
+        raise TypeError(
+            f"[{function}] expected {name} without a mask, but got a masked array; "
+            f"{name}.filled(0) makes one"
+        )
+    conversion = f"{name}.astype(np.float32)" if is_numpy else None
+    _check.dtype(function, name, _dtype_name(found), conversion)
     if not found.dtype.isnative:
         raise TypeError(
             f"[{function}] expected {name} in native byte order, but got dtype {found.dtype.str}"
@@ -343,9 +351,11 @@ def _numpy(function: str, name: str, array: Any) -> NumpyArray:
 
 def _from_dlpack(function: str, name: str, array: Any) -> NumpyArray:
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
+        is_list = isinstance(array, (list, tuple))
+        hint = f"; np.asarray({name}, dtype=np.float32) makes one" if is_list else ""
         raise TypeError(
             f"[{function}] expected {name} to be a numpy array, a torch tensor or another array "
-            f"that speaks DLPack, but got {type(array).__name__}"
+            f"that speaks DLPack, but got {type(array).__name__}{hint}"
         )
     kind, number = array.__dlpack_device__()
     if int(kind) != 1:
@@ -375,7 +385,7 @@ def _numpy_output(function: str, out: Any, kind: type, name: str, images: NumpyA
                 f"but got {type(out).__name__}"
             )
         out = _from_dlpack(function, "out", out)
-    _check.dtype(function, "out", _dtype_name(out), _dtype_name(images))
+    _check.same_dtype(function, name, _dtype_name(images), "out", _dtype_name(out))
     _check.same_shape(function, "out", out.shape, name, images.shape)
     _check.own_places(function, "out", out.shape, out.strides)
     if not out.flags.writeable:

@@ -9,6 +9,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 CORNERS = ("tl", "tr", "bl", "br")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -34,24 +36,36 @@ def integer(function: str, name: str, value: Any) -> int:
     return number
 
 
-def pair(function: str, name: str, value: Any) -> tuple[int, int]:
-    """Return a tuple of two integers, or raise."""
-    try:
-        first, second = value
-    except (TypeError, ValueError):
+def boolean(function: str, name: str, value: Any) -> bool:
+    """Return ``value`` as a bool; by truth value, ``"no"`` would be True."""
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(
-            f"[{function}] expected {name} to be a pair of integers, but got {value!r}"
-        ) from None
-    return integer(function, name, first), integer(function, name, second)
+            f"[{function}] expected {name} to be a bool, but got {type(value).__name__}"
+        )
+    return bool(value)
+
+
+def pair(function: str, name: str, value: Any) -> tuple[int, int]:
+    """Return two integers of two, or of one for both; or raise TypeError."""
+    several = hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+    try:
+        numbers = tuple(value) if several else (value, value)
+    except TypeError:  # an array without axes
+        numbers = (value, value)
+    if len(numbers) == 2:
+        try:
+            return integer(function, name, numbers[0]), integer(function, name, numbers[1])
+        except TypeError:
+            pass
+    hint = "; use shape[-2:]" if len(numbers) in (3, 4) else ""
+    raise TypeError(
+        f"[{function}] expected {name} to be two integers, or one for both, but got {value!r}{hint}"
+    )
 
 
 def kernel_size(function: str, value: Any) -> tuple[int, int]:
-    """Return (kh, kw) of one number or a pair."""
-    kh, kw = (
-        pair(function, "kernel_size", value)
-        if isinstance(value, (tuple, list))
-        else (integer(function, "kernel_size", value),) * 2
-    )
+    """Return (kh, kw)."""
+    kh, kw = pair(function, "kernel_size", value)
     if kh < 1 or kw < 1:
         raise ValueError(
             f"[{function}] expected kernel_size of at least 1 x 1, but got {kh} x {kw}"
@@ -72,17 +86,19 @@ def corners(function: str, value: Corner) -> tuple[str, ...]:
     """Return the names of the corners: one, or one for each group."""
     if isinstance(value, str) and value in CORNERS:
         return (value,)
-    message = (
-        f"[{function}] expected corner to be 'tl', 'tr', 'bl' or 'br', or one of them for each "
-        f"group, but got {value!r}"
+    names: tuple[Any, ...] = (
+        tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     )
-    if not isinstance(value, Iterable):
-        raise TypeError(message)
-    names = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(message)
+        raise TypeError(
+            f"[{function}] expected corner to be a string, 'tl', 'tr', 'bl' or 'br', or a sequence "
+            f"of them, one for each group, but got {value!r}"
+        )
     if not names or not all(name in CORNERS for name in names):
-        raise ValueError(message)
+        raise ValueError(
+            f"[{function}] expected corner to be 'tl', 'tr', 'bl' or 'br', or one of them for each "
+            f"group, but got {value!r}"
+        )
     # Of exactly this type, which the core asks for; numpy's strings are not.
     return tuple(str(name) for name in names)
 
@@ -97,15 +113,23 @@ def groups_of(function: str, value: Any, channels: int) -> int:
     return number
 
 
-def dtype(function: str, name: str, got: str, expected: str | None = None) -> None:
-    """Check the name of a dtype: one of the storage types, or the one ``expected``."""
-    if expected is None and got not in DTYPES:
+def dtype(function: str, name: str, got: str, conversion: str | None = None) -> None:
+    """Check the name of a dtype; ``conversion`` is what makes float32 of integers."""
+    if got not in DTYPES:
+        loses_nothing = got.startswith(("int", "uint", "bool"))
+        hint = f"; {conversion} makes one" if conversion and loses_nothing else ""
         raise TypeError(
             f"[{function}] expected {name} of dtype float16, bfloat16, float32 or float64, "
-            f"but got {got}"
+            f"but got {got}{hint}"
         )
-    if expected is not None and got != expected:
-        raise TypeError(f"[{function}] expected {name} of dtype {expected}, but got {got}")
+
+
+def same_dtype(function: str, first: str, a: str, second: str, b: str) -> None:
+    """Check that two arrays have the same dtype."""
+    if a != b:
+        raise TypeError(
+            f"[{function}] expected {first} and {second} of one dtype, but got {a} and {b}"
+        )
 
 
 def own_places(function: str, name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:

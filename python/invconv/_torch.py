@@ -24,6 +24,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import (
@@ -62,13 +63,30 @@ _library.define(
 )
 
 
-def _check_tensor(function: str, name: str, tensor: Any, like: Tensor | None = None) -> None:
-    """Check kind, device and dtype; ``like`` is the tensor whose dtype it must have."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"[{function}] expected {name} to be a torch tensor like the others, "
-            f"but got {type(tensor).__name__}"
-        )
+def _check_kinds(function: str, first: str, a: Any, second: str, b: Any) -> None:
+    """Check that both are tensors, as one of them is."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return
+    name, other = (second, b) if isinstance(a, Tensor) else (first, a)
+    hint = ""
+    if isinstance(other, np.ndarray):
+        hint = f"; torch.from_numpy({name}) makes a tensor"
+    elif isinstance(other, (list, tuple)):
+        hint = f"; torch.tensor({name}) makes a tensor"
+    raise TypeError(
+        f"[{function}] expected {first} and {second} of one kind, "
+        f"but got {_kind_name(a)} and {_kind_name(b)}{hint}"
+    )
+
+
+def _kind_name(array: Any) -> str:
+    if isinstance(array, Tensor):
+        return "a torch tensor"
+    return "a numpy array" if isinstance(array, np.ndarray) else type(array).__name__
+
+
+def _check_tensor(function: str, name: str, tensor: Tensor) -> None:
+    """Check layout, device and dtype."""
     if tensor.layout is not torch.strided:
         raise TypeError(f"[{function}] expected {name} to be dense, but got {tensor.layout}")
     on_device = tensor.is_cuda and _core.cuda_devices() > 0
@@ -77,8 +95,11 @@ def _check_tensor(function: str, name: str, tensor: Any, like: Tensor | None = N
             f"[{function}] expected {name} on the CPU, for which alone this build has kernels, "
             f"but got a tensor on {tensor.device}"
         )
-    got = _dtype_name(tensor)
-    _check.dtype(function, name, got, None if like is None else _dtype_name(like))
+    _check.dtype(function, name, _dtype_name(tensor), f"{name}.float()")
+
+
+def _check_dtypes(function: str, first: str, a: Tensor, second: str, b: Tensor) -> None:
+    _check.same_dtype(function, first, _dtype_name(a), second, _dtype_name(b))
 
 
 # A look-up, since str() of a dtype takes as long as a small solve.
@@ -195,7 +216,8 @@ def _run(function: str, a: Tensor, b: Tensor, out: Tensor, corner: str, *options
     if not same_device or not run(*arrays, _corners(corner), *options, where):
         first, second = _ARGUMENTS[function]
         _check_tensor(function, first, a)
-        _check_tensor(function, second, b, a)
+        _check_tensor(function, second, b)
+        _check_dtypes(function, first, a, second, b)
         _check_device(function, second, b, first, a)
         raise TypeError(
             f"[{function}] expected {first} and {second} with 4 axes each and memory of their own, "
@@ -572,6 +594,7 @@ def _filter(
     transpose: bool,
 ) -> Tensor:
     """What ``filter`` does with tensors that are not plain, need a gradient or do not fit."""
+    _check_kinds(function, name, images, "weight", weight)
     _check_tensor(function, name, images)
     _check_tensor(function, "weight", weight)
     _check_device(function, "weight", weight, name, images)
@@ -579,9 +602,9 @@ def _filter(
     _check.weight_axes(function, weight.shape)
     options = (
         ",".join(_check.corners(function, corner)),
-        bool(unit_diagonal),
+        _check.boolean(function, "unit_diagonal", unit_diagonal),
         _check.integer(function, "groups", groups),
-        bool(transpose),
+        _check.boolean(function, "transpose", transpose),
     )
     if out is not None:
         _write_filter(function, name, images, weight, out, *options)
@@ -600,8 +623,10 @@ def _write_filter(
     out: Tensor,
     *options: Any,
 ) -> None:
-    _check_tensor(function, "weight", weight, images)
-    _check_tensor(function, "out", out, images)
+    _check_dtypes(function, name, images, "weight", weight)
+    _check_kinds(function, name, images, "out", out)
+    _check_tensor(function, "out", out)
+    _check_dtypes(function, name, images, "out", out)
     _check_device(function, "out", out, name, images)
     _check.same_shape(function, "out", tuple(out.shape), name, tuple(images.shape))
     if _records(images, weight, out):
@@ -639,28 +664,31 @@ def weight_grad(
 ) -> Tensor:
     """See :func:`invconv.weight_grad`."""
     function = "weight_grad"
+    _check_kinds(function, "x", x, "g", g)
     _check_tensor(function, "x", x)
     _check_tensor(function, "g", g)
     _check_device(function, "g", g, "x", x)
     _check.image_axes(function, "x", x.shape)
     _check.same_shape(function, "g", tuple(g.shape), "x", tuple(x.shape))
     corner = ",".join(_check.corners(function, corner))
+    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
     groups = _check.groups_of(function, groups, x.shape[-3])
     kh, kw = _check.kernel_size(function, kernel_size)
     if x.dim() == 3:
         x, g = x.unsqueeze(0), g.unsqueeze(0)
-    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, corner, bool(unit_diagonal), groups)
+    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, corner, unit_diagonal, groups)
     return result
 
 
 def logabsdet(
-    weight: Tensor, size: tuple[int, int], corner: Corner, unit_diagonal: bool, groups: int
+    weight: Tensor, size: int | tuple[int, int], corner: Corner, unit_diagonal: bool, groups: int
 ) -> Tensor:
     """See :func:`invconv.logabsdet`. A composition of torch's own operators."""
     function = "logabsdet"
     _check_tensor(function, "weight", weight)
     height, width = _check.image_size(function, size)
     names = _check.corners(function, corner)
+    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
     groups = _check.integer(function, "groups", groups)
     # In Python, since torch.compile cannot look into the core.
     _check.weight_axes(function, weight.shape)
@@ -680,7 +708,7 @@ def logabsdet(
 
 
 def growth(
-    weight: Tensor, size: tuple[int, int], corner: Corner, unit_diagonal: bool, groups: int
+    weight: Tensor, size: int | tuple[int, int], corner: Corner, unit_diagonal: bool, groups: int
 ) -> float:
     """See :func:`invconv.growth`."""
     function = "growth"
@@ -690,8 +718,9 @@ def growth(
     _check.weight_axes(function, weight.shape)
     height, width = _check.image_size(function, size)
     names = _check.corners(function, corner)
+    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
     groups = _check.integer(function, "groups", groups)
     weight = weight.detach().cpu().resolve_neg()
-    norm = _core.growth(_memory(weight), height, width, names, bool(unit_diagonal), groups)
+    norm = _core.growth(_memory(weight), height, width, names, unit_diagonal, groups)
     assert norm is not None  # it has been checked
     return norm

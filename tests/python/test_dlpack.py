@@ -115,13 +115,104 @@ def test_arrays_are_released() -> None:
 
 def test_kinds_cannot_be_mixed() -> None:
     strict = array_api_strict.asarray(Y)
-    for y, w in ((torch.from_numpy(Y), W), (Y, torch.from_numpy(W)), (strict, torch.from_numpy(W))):
-        with pytest.raises(TypeError, match=r"^\[solve\] expected .*but got .*"):
-            invconv.solve(y, w)
-    with pytest.raises(TypeError, match=r"^\[solve\] expected out .*tensor.*but got ndarray"):
-        invconv.solve(torch.from_numpy(Y), torch.from_numpy(W), out=np.empty_like(Y))
-    with pytest.raises(TypeError, match=r"^\[solve\] expected .*but got .*"):
-        invconv.solve(Y, W, out=torch.from_numpy(np.empty_like(Y)))
+    y, w = torch.from_numpy(Y), torch.from_numpy(W)
+    both = "a numpy array and a torch tensor"
+    for call, message in (
+        (
+            lambda: invconv.solve(y, W),
+            "[solve] expected y and weight of one kind, but got a torch tensor and a numpy array; "
+            "torch.from_numpy(weight) makes a tensor",
+        ),
+        (
+            lambda: invconv.conv(Y, w),
+            f"[conv] expected x and weight of one kind, but got {both}; "
+            "torch.from_numpy(x) makes a tensor",
+        ),
+        (
+            lambda: invconv.weight_grad(Y, y, 2),
+            f"[weight_grad] expected x and g of one kind, but got {both}; "
+            "torch.from_numpy(x) makes a tensor",
+        ),
+        (
+            lambda: invconv.solve(Y.tolist(), w),
+            "[solve] expected y and weight of one kind, but got list and a torch tensor; "
+            "torch.tensor(y) makes a tensor",
+        ),
+        (
+            lambda: invconv.solve(strict, w),
+            "[solve] expected y and weight of one kind, but got Array and a torch tensor",
+        ),
+        (
+            lambda: invconv.solve(y, w, out=np.empty_like(Y)),
+            "[solve] expected y and out of one kind, but got a torch tensor and a numpy array; "
+            "torch.from_numpy(out) makes a tensor",
+        ),
+        (
+            lambda: invconv.solve(Y, W, out=torch.empty_like(y)),
+            "[solve] expected out to be a numpy array, but got Tensor",
+        ),
+    ):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert str(caught.value) == message
+
+
+def test_what_is_wrong_with_tensors_is_said_as_of_arrays() -> None:
+    y, w = torch.from_numpy(Y), torch.from_numpy(W)
+    for call, message in (
+        (
+            lambda: invconv.solve(y.long(), w),
+            "[solve] expected y of dtype float16, bfloat16, float32 or float64, but got int64; "
+            "y.float() makes one",
+        ),
+        (
+            lambda: invconv.solve(y, w.double()),
+            "[solve] expected y and weight of one dtype, but got float32 and float64",
+        ),
+        (
+            lambda: invconv.solve(y, w.double(), out=torch.empty_like(y)),
+            "[solve] expected y and weight of one dtype, but got float32 and float64",
+        ),
+        (
+            lambda: invconv.solve(y, w, out=y.double()),
+            "[solve] expected y and out of one dtype, but got float32 and float64",
+        ),
+        (
+            lambda: invconv.weight_grad(y, y.double(), 2),
+            "[weight_grad] expected x and g of one dtype, but got float32 and float64",
+        ),
+        (
+            lambda: invconv.solve(y, w, transpose="T"),
+            "[solve] expected transpose to be a bool, but got str",
+        ),
+        (
+            lambda: invconv.conv(y, w, unit_diagonal="no"),
+            "[conv] expected unit_diagonal to be a bool, but got str",
+        ),
+        (
+            lambda: invconv.weight_grad(y, y, 2, unit_diagonal="no"),
+            "[weight_grad] expected unit_diagonal to be a bool, but got str",
+        ),
+        (
+            lambda: invconv.logabsdet(w, 3, unit_diagonal="no"),
+            "[logabsdet] expected unit_diagonal to be a bool, but got str",
+        ),
+        (
+            lambda: invconv.growth(w, 3, unit_diagonal="no"),
+            "[growth] expected unit_diagonal to be a bool, but got str",
+        ),
+    ):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert str(caught.value) == message
+    assert torch.equal(
+        invconv.solve(y, w, transpose=np.True_, unit_diagonal=np.False_),
+        invconv.solve(y, w, transpose=True, unit_diagonal=False),
+    )
+    assert invconv.growth(w, 3) == invconv.growth(w, (3, 3))
+    assert invconv.logabsdet(w, 3, unit_diagonal=False) == invconv.logabsdet(
+        w, (3, 3), unit_diagonal=False
+    )
 
 
 # --- numpy ----------------------------------------------------------------------------------------

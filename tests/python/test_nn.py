@@ -199,6 +199,7 @@ def test_logabsdet_is_that_of_forward(bound: float | None) -> None:
         expected = torch.linalg.slogdet(jacobian).logabsdet
         # 60 logarithms of order 1, and an LU factorisation of a well-conditioned matrix.
         torch.testing.assert_close(module.logabsdet((4, 5)), expected, rtol=0, atol=1e4 * EPS)
+        assert torch.equal(module.logabsdet(4), module.logabsdet((4, 4)))
     assert InverseConv2d(3).logabsdet((4, 5)).item() == 0
 
 
@@ -339,10 +340,11 @@ def test_wrong_dtype_is_refused() -> None:
     ("arguments", "message"),
     [
         ({"channels": 4.0}, "expected channels to be an integer, but got 4.0"),
-        ({"kernel_size": 2.5}, "expected kernel_size to be an integer, but got 2.5"),
-        ({"kernel_size": True}, "expected kernel_size to be an integer, but got True"),
+        ({"kernel_size": 2.5}, "expected kernel_size to be two integers, .* but got 2.5"),
+        ({"kernel_size": True}, "expected kernel_size to be two integers, .* but got True"),
         ({"kernel_size": (3, 3, 3)}, r"expected kernel_size .* but got \(3, 3, 3\)"),
-        ({"corner": 3}, "expected corner to be 'tl', .* but got 3"),
+        ({"corner": 3}, "expected corner to be a string, 'tl', .* but got 3"),
+        ({"unit_diagonal": "no"}, "expected unit_diagonal to be a bool, but got str"),
         ({"bound": "a"}, "expected bound to be a number.* but got 'a'"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
 import subprocess
 import sys
@@ -188,6 +189,24 @@ def test_size_forms(size: Any) -> None:
     assert invconv.growth(weight, size, unit_diagonal=False) == 0.5
 
 
+@pytest.mark.parametrize("size", [5, np.int64(5), np.array(5)], ids=repr)
+def test_one_number_is_a_square(size: Any) -> None:
+    for function in (invconv.logabsdet, invconv.growth):
+        assert function(2 * W, size, unit_diagonal=False) == function(
+            2 * W, (5, 5), unit_diagonal=False
+        )
+
+
+def test_truth_values_of_numpy() -> None:
+    for yes, no in ((True, False), (np.True_, np.False_)):
+        for function in BINARY:
+            np.testing.assert_array_equal(
+                function(Y, W, transpose=yes, unit_diagonal=no),
+                function(Y, W, transpose=True, unit_diagonal=False),
+            )
+        assert invconv.logabsdet(W, 3, unit_diagonal=yes) == 0
+
+
 @pytest.mark.parametrize(
     "shape", [(0, 12, 5, 6), (2, 12, 0, 6), (2, 12, 5, 0), (0, 12, 0, 0), (12, 0, 6), (12, 5, 0)]
 )
@@ -296,12 +315,34 @@ def test_subclasses_of_ndarray() -> None:
             ValueError,
             "out of the shape of {in_}, (2, 12, 5, 6), but got (1, 2, 12, 5, 6)",
         ),
-        (np.empty((2, 12, 5, 6), np.float32), TypeError, "out of dtype float64, but got float32"),
+        (
+            np.empty((2, 12, 5, 6), np.float32),
+            TypeError,
+            "{in_} and out of one dtype, but got float64 and float32",
+        ),
         (np.empty((2, 12, 5, 6), ">f8"), TypeError, "out in native byte order, but got dtype >f8"),
-        (np.empty((2, 12, 5, 6), np.int64), TypeError, "out of dtype float64, but got int64"),
+        (
+            np.empty((2, 12, 5, 6), np.int64),
+            TypeError,
+            "{in_} and out of one dtype, but got float64 and int64",
+        ),
         ([[0.0]], TypeError, "out to be a numpy array, but got list"),
+        (
+            np.ma.array(np.empty((2, 12, 5, 6))),
+            TypeError,
+            "out without a mask, but got a masked array; out.filled(0) makes one",
+        ),
     ],
-    ids=["shape", "one axis less", "one axis more", "dtype", "byte order", "integers", "list"],
+    ids=[
+        "shape",
+        "one axis less",
+        "one axis more",
+        "dtype",
+        "byte order",
+        "integers",
+        "list",
+        "masked",
+    ],
 )
 def test_out_of_the_wrong_kind(
     function: Callable[..., Any], out: Any, error: type[Exception], message: str
@@ -382,9 +423,14 @@ def test_out_that_overlaps_an_input(function: Callable[..., Any], transpose: boo
 
 F32 = Y.astype(np.float32)
 CORNER = "corner to be 'tl', 'tr', 'bl' or 'br', or one of them for each group"
+CORNER_KIND = (
+    "corner to be a string, 'tl', 'tr', 'bl' or 'br', or a sequence of them, one for each group"
+)
 DTYPE = "of dtype float16, bfloat16, float32 or float64"
 WEIGHT = "weight of shape (C, C/groups, kh, kw)"
 KIND = "to be a numpy array, a torch tensor or another array that speaks DLPack"
+MASKED = np.ma.masked_less(Y, 0)
+TWO = "to be two integers, or one for both"
 
 # (call, error, message after "[function] expected ")
 BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
@@ -519,23 +565,82 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "corner is a number": (
         lambda: invconv.solve(Y, W, corner=0),
         TypeError,
-        f"[solve] expected {CORNER}, but got 0",
+        f"[solve] expected {CORNER_KIND}, but got 0",
     ),
     "corner is None": (
         lambda: invconv.growth(W, (3, 3), corner=None),
         TypeError,
-        f"[growth] expected {CORNER}, but got None",
+        f"[growth] expected {CORNER_KIND}, but got None",
+    ),
+    "a corner is a number": (
+        lambda: invconv.conv(Y, W2, corner=["tl", 1], groups=2),
+        TypeError,
+        f"[conv] expected {CORNER_KIND}, but got ['tl', 1]",
+    ),
+    # truth values
+    "transpose as in BLAS": (
+        lambda: invconv.solve(Y, W, transpose="T"),
+        TypeError,
+        "[solve] expected transpose to be a bool, but got str",
+    ),
+    "transpose is a number": (
+        lambda: invconv.conv(Y, W, transpose=1),
+        TypeError,
+        "[conv] expected transpose to be a bool, but got int",
+    ),
+    "unit_diagonal in words": (
+        lambda: invconv.conv(Y, W, unit_diagonal="no"),
+        TypeError,
+        "[conv] expected unit_diagonal to be a bool, but got str",
+    ),
+    "unit_diagonal of solve": (
+        lambda: invconv.solve(Y, W, unit_diagonal=np.ones(1, np.bool_)),
+        TypeError,
+        "[solve] expected unit_diagonal to be a bool, but got ndarray",
+    ),
+    "unit_diagonal of weight_grad": (
+        lambda: invconv.weight_grad(Y, G, 3, unit_diagonal="no"),
+        TypeError,
+        "[weight_grad] expected unit_diagonal to be a bool, but got str",
+    ),
+    "unit_diagonal of logabsdet": (
+        lambda: invconv.logabsdet(W, (3, 3), unit_diagonal=None),
+        TypeError,
+        "[logabsdet] expected unit_diagonal to be a bool, but got NoneType",
+    ),
+    "unit_diagonal of growth": (
+        lambda: invconv.growth(W, (3, 3), unit_diagonal=0.0),
+        TypeError,
+        "[growth] expected unit_diagonal to be a bool, but got float",
+    ),
+    # masks
+    "masked y": (
+        lambda: invconv.solve(MASKED, W),
+        TypeError,
+        "[solve] expected y without a mask, but got a masked array; y.filled(0) makes one",
+    ),
+    "masked weight": (
+        lambda: invconv.growth(np.ma.array(W), (3, 3)),
+        TypeError,
+        "[growth] expected weight without a mask, but got a masked array; "
+        "weight.filled(0) makes one",
+    ),
+    "masked g": (
+        lambda: invconv.weight_grad(Y, MASKED, 3),
+        TypeError,
+        "[weight_grad] expected g without a mask, but got a masked array; g.filled(0) makes one",
     ),
     # kinds and dtypes
     "list": (
         lambda: invconv.solve(Y.tolist(), W),
         TypeError,
-        f"[solve] expected y {KIND}, but got list",
+        f"[solve] expected y {KIND}, but got list; np.asarray(y, dtype=np.float32) makes one",
     ),
     "list as weight": (
         lambda: invconv.solve(Y, W.tolist()),
         TypeError,
-        f"[solve] expected weight {KIND}, but got list",
+        f"[solve] expected weight {KIND}, but got list; "
+        "np.asarray(weight, dtype=np.float32) makes one",
     ),
     "None": (
         lambda: invconv.conv(None, W),
@@ -550,12 +655,12 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "integers": (
         lambda: invconv.solve(Y.astype(np.int64), W.astype(np.int64)),
         TypeError,
-        f"[solve] expected y {DTYPE}, but got int64",
+        f"[solve] expected y {DTYPE}, but got int64; y.astype(np.float32) makes one",
     ),
     "integer weight": (
         lambda: invconv.growth(W.astype(np.int32), (3, 3)),
         TypeError,
-        f"[growth] expected weight {DTYPE}, but got int32",
+        f"[growth] expected weight {DTYPE}, but got int32; weight.astype(np.float32) makes one",
     ),
     "complex": (
         lambda: invconv.conv(Y + 0j, W + 0j),
@@ -565,7 +670,7 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "bool": (
         lambda: invconv.weight_grad(Y > 0, G > 0, 3),
         TypeError,
-        f"[weight_grad] expected x {DTYPE}, but got bool",
+        f"[weight_grad] expected x {DTYPE}, but got bool; x.astype(np.float32) makes one",
     ),
     "object": (
         lambda: invconv.solve(Y.astype(object), W),
@@ -585,17 +690,17 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "mixed dtypes": (
         lambda: invconv.solve(F32, W),
         TypeError,
-        "[solve] expected weight of dtype float32, but got float64",
+        "[solve] expected y and weight of one dtype, but got float32 and float64",
     ),
     "mixed dtypes in conv": (
         lambda: invconv.conv(Y, W.astype(np.float16)),
         TypeError,
-        "[conv] expected weight of dtype float64, but got float16",
+        "[conv] expected x and weight of one dtype, but got float64 and float16",
     ),
     "mixed dtypes in weight_grad": (
         lambda: invconv.weight_grad(Y, F32, 3),
         TypeError,
-        "[weight_grad] expected g of dtype float64, but got float32",
+        "[weight_grad] expected x and g of one dtype, but got float64 and float32",
     ),
     # sizes
     "kernel of nothing": (
@@ -611,22 +716,47 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "kernel_size is a float": (
         lambda: invconv.weight_grad(Y, G, 3.0),
         TypeError,
-        "[weight_grad] expected kernel_size to be an integer, but got 3.0",
+        f"[weight_grad] expected kernel_size {TWO}, but got 3.0",
     ),
     "kernel_size of three": (
         lambda: invconv.weight_grad(Y, G, (3, 3, 3)),
         TypeError,
-        "[weight_grad] expected kernel_size to be a pair of integers, but got (3, 3, 3)",
+        f"[weight_grad] expected kernel_size {TWO}, but got (3, 3, 3); use shape[-2:]",
     ),
-    "size is one number": (
-        lambda: invconv.logabsdet(W, 5),
+    "kernel_size is the shape of the weight": (
+        lambda: invconv.weight_grad(Y, G, W.shape),
         TypeError,
-        "[logabsdet] expected size = (H, W) to be a pair of integers, but got 5",
+        f"[weight_grad] expected kernel_size {TWO}, but got (12, 12, 3, 3); use shape[-2:]",
     ),
-    "size of floats": (
-        lambda: invconv.growth(W, (5.0, 5.0)),
+    "size is the shape of y": (
+        lambda: invconv.growth(W, Y.shape),
         TypeError,
-        "[growth] expected size = (H, W) to be an integer, but got 5.0",
+        f"[growth] expected size = (H, W) {TWO}, but got (2, 12, 5, 6); use shape[-2:]",
+    ),
+    "size in digits": (
+        lambda: invconv.logabsdet(W, "32"),
+        TypeError,
+        f"[logabsdet] expected size = (H, W) {TWO}, but got '32'",
+    ),
+    "size in bytes": (
+        lambda: invconv.growth(W, b"32"),
+        TypeError,
+        f"[growth] expected size = (H, W) {TWO}, but got b'32'",
+    ),
+    "size of one and a half": (
+        lambda: invconv.growth(W, (3.5, 3)),
+        TypeError,
+        f"[growth] expected size = (H, W) {TWO}, but got (3.5, 3)",
+    ),
+    "size is a truth value": (
+        lambda: invconv.logabsdet(W, True),
+        TypeError,
+        f"[logabsdet] expected size = (H, W) {TWO}, but got True",
+    ),
+    "size without end": (
+        lambda: invconv.logabsdet(W, itertools.count()),
+        TypeError,
+        f"[logabsdet] expected size = (H, W) {TWO}, but got count(0)",
     ),
     "negative size": (
         lambda: invconv.growth(W, (-1, 5)),

@@ -626,6 +626,13 @@ def test_compiled_forward_and_backward(name: str, transpose: bool, unit_diagonal
         assert torch.equal(compiled(y, weight), expected)
 
 
+def test_compiled_wrong_kinds_are_refused() -> None:
+    y, weight, _ = tensors("tl", 1, True)
+    compiled = torch.compile(invconv.solve, backend="aot_eager")
+    with pytest.raises(TypeError, match=r"^\[solve\] expected transpose to be a bool, but got str"):
+        compiled(y, weight, transpose="T")
+
+
 def test_out_bumps_the_version() -> None:
     """Autograd must notice that a tensor it saved was written over."""
     a = torch.randn(1, 2, 3, 3, requires_grad=True)

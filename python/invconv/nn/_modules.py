@@ -40,6 +40,7 @@ class _TriangularConv2d(torch.nn.Module):
             raise ValueError(f"[{name}] expected channels of at least 1, but got {channels}")
         groups = _check.groups_of(name, groups, channels)
         kernel = _check.kernel_size(name, kernel_size)
+        unit_diagonal = _check.boolean(name, "unit_diagonal", unit_diagonal)
         given = _check.corners(name, corner)
         _check.fitting_corners(name, given, groups)
         if bound is not None:
@@ -141,8 +142,9 @@ class _TriangularConv2d(torch.nn.Module):
             x, weight, corner=self.corner, unit_diagonal=self.unit_diagonal, groups=self.groups
         )
 
-    def _conv_logabsdet(self, size: tuple[int, int]) -> Tensor:
-        return size[0] * size[1] * self._diagonal().log().sum()
+    def _conv_logabsdet(self, size: int | tuple[int, int]) -> Tensor:
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * width * self._diagonal().log().sum()
 
     def _check_growth(self, x: Tensor, weight: Tensor) -> None:
         """Warn once when rounding errors grow too much in the solve; bounded weights cannot."""
@@ -240,7 +242,7 @@ class InverseConv2d(_TriangularConv2d):
         """Return ``M x``, which undoes :meth:`forward`; same shape and dtype as x."""
         return self._conv(x)
 
-    def logabsdet(self, size: tuple[int, int]) -> Tensor:
+    def logabsdet(self, size: int | tuple[int, int]) -> Tensor:
         """``log|det|`` of :meth:`forward` on (H, W) images, in nats: ``-H W sum(log diagonal)``."""
         return -self._conv_logabsdet(size)
 
@@ -269,6 +271,6 @@ class CausalConv2d(_TriangularConv2d):
         """Return x with ``M x = y``, which undoes :meth:`forward`; same shape and dtype as y."""
         return self._solve(y)
 
-    def logabsdet(self, size: tuple[int, int]) -> Tensor:
+    def logabsdet(self, size: int | tuple[int, int]) -> Tensor:
         """``log|det|`` of :meth:`forward` on (H, W) images, in nats: ``H W sum(log diagonal)``."""
         return self._conv_logabsdet(size)
