@@ -56,7 +56,9 @@ def solve(
         out: Where to write the result: shape and dtype of ``y``. It may be ``y`` itself.
 
     Returns:
-        ``x``, of the kind, shape and dtype of ``y``; ``out`` if it was given.
+        ``x``, of the kind, shape and dtype of ``y``; ``out`` if it was given. A zero on the
+        diagonal of ``A`` (with ``unit_diagonal=False``) is not looked for: the division by it gives
+        inf or NaN as in IEEE arithmetic, which spreads to the pixels that depend on it.
 
     Raises:
         TypeError: If an argument is of another kind or dtype.
@@ -92,10 +94,11 @@ def conv(
 
     .. math:: y[o, p] = \sum_{c, t} W[o, c, t]\, x[c, p - t]
 
-    For ``corner="tl"`` and a weight whose anchor ``W[:, :, -1, -1]`` is lower triangular (with ones
-    on its diagonal if ``unit_diagonal``) this is
-    ``F.conv2d(F.pad(x, (kw - 1, 0, kh - 1, 0)), weight, groups=groups)``; the other corners pad the
-    other sides.
+    It is not ``F.conv2d`` with any weight. Of the anchor, ``W[:, :, -1, -1]`` for ``corner="tl"``,
+    the diagonal counts as 1 whatever the weight holds there (with ``unit_diagonal``, the default),
+    and nothing above the diagonal is read. Where the weight has these ones and zeros itself, the
+    result is that of ``F.conv2d(F.pad(x, (kw - 1, 0, kh - 1, 0)), weight, groups=groups)``; the
+    other corners pad the other sides.
 
     Args:
         x: Images of shape (B, C, H, W) or (C, H, W), as ``y`` in :func:`solve`.

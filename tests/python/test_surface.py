@@ -293,6 +293,16 @@ def test_subclasses_of_ndarray() -> None:
     np.testing.assert_array_equal(np.asarray(result), invconv.solve(Y, W))
 
 
+def test_a_zero_on_the_diagonal_divides_by_zero() -> None:
+    """As the docstring says: no check, and nothing but what IEEE arithmetic gives."""
+    weight = np.zeros((1, 1, 1, 2))
+    weight[..., 0] = 1
+    x = invconv.solve(np.array([[[1.0, 1.0]]]), weight, unit_diagonal=False)
+    np.testing.assert_array_equal(x, [[[np.inf, -np.inf]]])
+    x = invconv.solve(np.zeros((1, 1, 2)), weight, unit_diagonal=False)
+    assert np.isnan(x).all()
+
+
 # --- out= -----------------------------------------------------------------------------------------
 
 
