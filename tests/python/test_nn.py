@@ -200,7 +200,8 @@ def test_logabsdet_is_that_of_forward(bound: float | None) -> None:
         # 60 logarithms of order 1, and an LU factorisation of a well-conditioned matrix.
         torch.testing.assert_close(module.logabsdet((4, 5)), expected, rtol=0, atol=1e4 * EPS)
         assert torch.equal(module.logabsdet(4), module.logabsdet((4, 4)))
-    assert InverseConv2d(3).logabsdet((4, 5)).item() == 0
+    for unit in (InverseConv2d(3), CausalConv2d(3)):
+        assert str(unit.logabsdet((4, 5)).item()) == "0.0"
 
 
 def unstable(module: InverseConv2d | CausalConv2d) -> None:
@@ -216,12 +217,30 @@ def test_warns_once_when_float32_cannot_carry_the_inverse(
     module = kind(1)
     unstable(module)
     x = torch.ones(1, 1, 16, 16)
-    with pytest.warns(RuntimeWarning, match=rf"\[{kind.__name__}\] on 16 x 16 images .* bound="):
+    message = rf"\[{kind.__name__}\] on 16 x 16 images .* bound="
+    with pytest.warns(RuntimeWarning, match=message) as caught:
         module(x)
+    assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(8):
             module(x)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_warning_points_at_the_callers_line(depth: int) -> None:
+    module = InverseConv2d(1)
+    unstable(module)
+    outer: torch.nn.Module = module
+    for _ in range(depth):
+        outer = torch.nn.Sequential(outer)
+    with pytest.warns(RuntimeWarning) as caught:
+        outer(torch.ones(1, 1, 16, 16))
+    assert caught[0].filename == __file__
+    module._warned, module._calls = False, 0
+    with pytest.warns(RuntimeWarning) as caught:
+        module.inverse(torch.ones(1, 1, 16, 16))
+    assert caught[0].filename == __file__
 
 
 def test_growth_is_looked_at_on_calls_that_are_powers_of_two() -> None:
@@ -345,6 +364,7 @@ def test_wrong_dtype_is_refused() -> None:
         ({"kernel_size": (3, 3, 3)}, r"expected kernel_size .* but got \(3, 3, 3\)"),
         ({"corner": 3}, "expected corner to be a string, 'tl', .* but got 3"),
         ({"unit_diagonal": "no"}, "expected unit_diagonal to be a bool, but got str"),
+        ({"dtype": torch.int32}, "expected parameters of dtype float16, .* but got int32"),
         ({"bound": "a"}, "expected bound to be a number.* but got 'a'"),
     ],
 )

@@ -890,6 +890,49 @@ print([name for name in heavy if name in sys.modules])
     assert result.stdout.strip() == "[]"
 
 
+def test_parts_that_need_torch_are_imported_when_they_are_asked_for() -> None:
+    code = """
+import sys
+import invconv
+assert "torch" not in sys.modules
+try:
+    invconv.fly
+except AttributeError as error:
+    print(error)
+assert not hasattr(invconv, "__wrapped__") and "torch" not in sys.modules
+print(invconv.nn.InverseConv2d.__name__, invconv.flows.InverseFlow.__name__)
+assert sys.modules["invconv.nn"] is invconv.nn
+from invconv.flows import *
+from invconv.nn import *
+names = set(globals()) | set(dir(invconv.nn)) | set(dir(invconv.flows))
+print(sorted(names & {"torch", "error"}), "invconv" in dir(invconv.flows))
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "module 'invconv' has no attribute 'fly'",
+        "InverseConv2d InverseFlow",
+        "[] False",
+    ]
+
+
+def test_without_torch_its_parts_say_how_to_get_it() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+import invconv
+for get in (lambda: invconv.nn, lambda: invconv.flows):
+    try:
+        get()
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    hint = 'pip install "invconv[torch]" or, from a checkout, pip install ".[torch]"'
+    assert result.stdout == 2 * f"invconv.nn and invconv.flows need PyTorch: {hint}\n"
+
+
 def test_threads_from_the_environment() -> None:
     code = "import invconv; print(invconv.get_num_threads())"
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from invconv.data import UserError
 
+__all__ = ["main"]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; always ends in SystemExit.

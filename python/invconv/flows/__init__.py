@@ -5,7 +5,7 @@ to latent and ``inverse(z, context=None) -> (x, logabsdet)`` back, with ``logabs
 ``(batch,)``, as in nflows.
 """
 
-import invconv.nn  # noqa: F401  (first, for its message where torch is missing)
+from invconv import nn as _nn  # noqa: F401  (first, for its message where torch is missing)
 from invconv.flows._actnorm import ActNorm
 from invconv.flows._bijection import Bijection, Sequential
 from invconv.flows._coupling import AffineCoupling, SplitPrior

@@ -1,7 +1,9 @@
 """The two modules: one constrained weight, used in one direction or the other."""
 
+import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -16,6 +18,18 @@ _ANCHOR = {"tl": (-1, -1), "tr": (-1, 0), "bl": (0, -1), "br": (0, 0)}
 # Rounding the input once moves the result by up to growth * eps times its largest value.
 # Above 1e-3 fewer than three digits are left, and the promise of an exact inverse is empty.
 _LARGEST_RELATIVE_ERROR = 1e-3
+
+
+def _stacklevel() -> int:
+    """For a warning in the calling function: the first frame outside of torch and this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _package(frame) in ("invconv", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 class _TriangularConv2d(torch.nn.Module):
@@ -50,6 +64,9 @@ class _TriangularConv2d(torch.nn.Module):
                 )
             if not 0 < bound < 1:
                 raise ValueError(f"[{name}] expected bound between 0 and 1, but got {bound!r}")
+
+        if dtype is not None:
+            _check.dtype(name, "parameters", str(dtype).removeprefix("torch."))
 
         self.channels = channels
         self.kernel_size = kernel
@@ -174,7 +191,7 @@ class _TriangularConv2d(torch.nn.Module):
                 f"weight multiplies errors by up to {growth:.1e}: {arithmetic} keeps fewer than "
                 "three digits of the solution. Use bound=, for example bound=0.9, or float64",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=_stacklevel(),
             )
 
     def extra_repr(self) -> str:
@@ -244,7 +261,8 @@ class InverseConv2d(_TriangularConv2d):
 
     def logabsdet(self, size: int | tuple[int, int]) -> Tensor:
         """``log|det|`` of :meth:`forward` on (H, W) images, in nats: ``-H W sum(log diagonal)``."""
-        return -self._conv_logabsdet(size)
+        # The negative of 0 would print as -0.
+        return 0 - self._conv_logabsdet(size)
 
 
 class CausalConv2d(_TriangularConv2d):
