@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from PIL import Image
 
 import invconv
 from invconv.cli import main
+from invconv.cli._app import PRESET_HELP, slow_threads
+from invconv.cli._display import Display
+from invconv.train import PRESETS
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "invconv"
 # One thread: these models are tiny, and the results then do not depend on the machine's cores.
@@ -99,11 +103,30 @@ def test_train_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"--{option}" in out
 
 
+def test_train_help_tells_the_presets_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, defaults in PRESET_HELP.items():
+        assert defaults == {key: getattr(preset, name) for key, preset in PRESETS.items()}
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, _ = call(["train", "--help"], capsys)
+    assert code == 0
+    assert "(small 30, small-reverse 30, tiny 3, paper 100)" in out
+    assert "(small 0.01, small-reverse 0.01, tiny 0.01, paper 0.001)" in out
+    assert "more epochs too, are refused" in out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["fly"],
         ["train", "--epochs", "many"],
+        ["train", "--epochs", "0"],
+        ["train", "--batch-size", "0"],
+        ["train", "--lr", "0"],
+        ["train", "--lr", "inf"],
+        ["train", "--lr", "nan"],
+        ["train", "--seed", "-1"],
         ["train", "--preset", "enormous"],
         ["sample", "--number", "0"],
         ["sample", "--temperature", "-1"],
@@ -115,15 +138,26 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("option", ["epochs", "batch-size", "lr", "preset"])
+def test_wrong_usage_is_said_before_the_slow_imports(option: str) -> None:
+    done = without("torch", "train", f"--{option}", "0")
+    assert done.returncode == 2
+    assert f"--{option}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "--data", "nowhere"], "invconv train: no folder 'nowhere', and no data set"),
         (["train", "--device", "abacus"], "invconv train: device 'abacus' cannot be used"),
-        (["train", "--data", "digits", "--epochs", "0"], "expected epochs of at least 1"),
         (["train", "--resume", "--out", "nowhere"], "nowhere holds no run to resume"),
-        (["sample", "nowhere"], "invconv sample: nowhere: no such file"),
-        (["eval", "nowhere"], "invconv eval: nowhere: no such file"),
+        (
+            ["sample"],
+            'invconv sample: no run in runs/mnist5k-small; train one with "invconv train", or name '
+            "a run directory\n",
+        ),
+        (["eval", "nowhere"], "invconv eval: no run in nowhere; train one with"),
+        (["eval", "."], "invconv eval: no run in .; train one with"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -161,19 +195,120 @@ def test_run_directory_that_cannot_be_made(
     assert err.count("\n") == 1
 
 
+def test_a_run_without_a_finished_epoch(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "a run"
+    run.mkdir()
+    (run / "config.json").write_bytes((finished / "config.json").read_bytes())
+    for command in ("sample", "eval"):
+        code, _, err = call([command, str(run)], capsys)
+        assert code == 1
+        assert err == (
+            f"invconv {command}: no epoch of {run} is finished yet; go on with: "
+            f"invconv train --resume --out '{run}'\n"
+        )
+
+
+def test_eval_of_what_is_no_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("this is no run")
+    code, _, err = call(["eval", str(text)], capsys)
+    assert code == 1
+    assert err.startswith(f"invconv eval: {text}: not a readable safetensors file")
+    assert err.endswith("; expected a run directory, or the model.safetensors of one\n")
+
+    model = tmp_path / "model.safetensors"
+    model.write_bytes((finished / "model.safetensors").read_bytes())
+    code, _, err = call(["eval", str(model)], capsys)
+    assert code == 1
+    assert err.endswith(f"that tells the images of {model}; name them with --data\n")
+
+
+def without(missing: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program where a package is missing."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing.split()!r})); "
+        "from invconv.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+
+
 @pytest.mark.parametrize("missing", ["typer", "torch", "safetensors"])
 def test_missing_extra_is_one_line(missing: str) -> None:
-    code = (
-        f"import sys; sys.modules[{missing!r}] = None; "
-        "from invconv.cli import main; main(['train', '--data', 'digits'])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT
-    )
+    done = without(missing, "train", "--data", "digits")
     assert done.returncode == 1
-    start = "invconv train needs the [flows] extra: pip install 'invconv[flows]'"
+    start = (
+        'invconv train needs the [flows] extra: pip install "invconv[flows]" or, from a checkout, '
+        'pip install ".[flows]"'
+    )
     assert done.stderr.startswith(start)
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["torch", "typer rich torch matplotlib safetensors"])
+def test_info_and_version_need_numpy_alone(missing: str) -> None:
+    done = without(missing, "info")
+    assert (done.returncode, done.stderr) == (0, "")
+    for value in invconv.build_info().values():
+        assert value in done.stdout
+    assert re.search(r"^torch +not installed$", done.stdout, re.MULTILINE)
+    done = without(missing, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{invconv.__version__}\n", "")
+
+
+def test_the_package_is_the_program() -> None:
+    for arguments in (["--version"], ["train", "--lr", "0"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "invconv", *arguments],
+            capture_output=True, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+        if arguments == ["--version"]:
+            assert (done.returncode, done.stdout) == (0, f"{invconv.__version__}\n")
+        else:
+            assert done.returncode == 2
+            assert done.stderr.startswith("Usage: invconv train")
+
+
+# --- a busy machine ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "cores", "slow"),
+    [
+        (1.0, 2, 2, True),
+        (3.7, 2, 2, True),
+        (0.3, 2, 2, False),  # this process itself
+        (1.0, 1, 2, False),
+        (3.0, 2, 8, False),
+        (7.0, 2, 8, True),
+        (1.0, 8, 8, True),
+    ],
+)
+def test_threads_that_share_their_cores(load: float, threads: int, cores: int, slow: bool) -> None:
+    line = slow_threads(load, threads, cores)
+    assert (line is not None) == slow
+    assert line is None or ("OMP_NUM_THREADS=1" in line and f"{load:.1f}" in line)
+
+
+@pytest.mark.skipif(not hasattr(os, "getloadavg"), reason="no load average on this system")
+@pytest.mark.parametrize("load", [0.0, 1000.0])
+def test_train_says_when_the_machine_is_busy(
+    load: float,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    code, out, _ = call(options(images, tmp_path / "run", epochs=1), capsys)
+    assert code == 0
+    assert out.count("OMP_NUM_THREADS=1") == (1 if load else 0)
+    assert "OMP_NUM_THREADS=1" not in out or out.index("OMP_NUM_THREADS=1") < out.index("epoch ")
 
 
 # --- train, sample, eval, info ----------------------------------------------------------------
@@ -247,7 +382,7 @@ def test_sample_writes_a_picture(
     first = np.asarray(Image.open(picture))
     picture.unlink()
     for seed, same in ((0, True), (1, False)):
-        target = tmp_path / f"{seed}.png"
+        target = tmp_path / "missing" / "folders" / f"{seed}.png"
         code, _, _ = call(
             ["sample", str(finished), "-n", "5", "--temperature", "0.5", "--seed", str(seed),
              "--out", str(target)], capsys,
@@ -316,6 +451,28 @@ def test_control_c(images: Path, tmp_path: Path) -> None:
     assert err == (f"invconv train: interrupted; go on with: invconv train --resume --out {out}\n")
     assert not list(out.glob("*.tmp"))
     assert safetensors.torch.load_file(out / "checkpoint.safetensors")
+
+
+@pytest.mark.parametrize("saved", [0, 1])
+def test_control_c_promises_only_what_is_saved(
+    saved: int,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(self: Display, epoch: int, *_: object) -> None:
+        if epoch > saved:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "batch_done", interrupt)
+    out = tmp_path / "run"
+    code, _, err = call(options(images, out), capsys)
+    assert code == 130
+    assert (out / "checkpoint.safetensors").exists() == (saved > 0)
+    what = "interrupted" if saved else "interrupted before an epoch was finished and saved"
+    which = "go on" if saved else "begin again"
+    assert err == f"invconv train: {what}; {which} with: invconv train --resume --out {out}\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+import invconv
+from invconv._extras import pip_install
 from invconv.data import UserError
 
 __all__ = ["main"]
@@ -10,6 +12,8 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; always ends in SystemExit.
+
+    ``info`` and ``--version`` need numpy alone, the other commands the extra.
 
     Exit codes: 0 done, 1 something outside the program is wrong (one line says what), 2 wrong
     usage, 130 interrupted.
@@ -28,7 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "invconv":
             raise
-        _fail(f"{title} needs the [flows] extra: pip install 'invconv[flows]' ({error})")
+        if arguments in (["info"], ["--version"]):
+            from invconv.cli._info import describe
+
+            print(describe() if arguments == ["info"] else invconv.__version__)
+            sys.exit(0)
+        _fail(f"{title} needs the [flows] extra: {pip_install('flows')} ({error})")
     except (UserError, OSError) as error:
         _fail(f"{title}: {error}")
 

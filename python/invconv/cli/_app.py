@@ -1,17 +1,20 @@
 """The commands. What needs torch is imported inside them, so that --help is quick."""
 
 import json
+import math
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+import invconv
 
 app = typer.Typer(
     name="invconv",
-    help="Normalizing flows with exact inverse convolutions: train, sample, evaluate.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -26,13 +29,64 @@ _Run = Annotated[
 ]
 _Device = Annotated[str, typer.Option(help="Where to compute, as torch names it.")]
 
+# The training presets, for --help: theirs are in invconv.train, which imports torch.
+PRESET_HELP: Mapping[str, Mapping[str, float]] = {
+    "epochs": {"small": 30, "small-reverse": 30, "tiny": 3, "paper": 100},
+    "batch_size": {"small": 50, "small-reverse": 50, "tiny": 100, "paper": 100},
+    "lr": {"small": 0.01, "small-reverse": 0.01, "tiny": 0.01, "paper": 0.001},
+}
+
+
+def _defaults(name: str) -> str:
+    given = ", ".join(f"{preset} {value}" for preset, value in PRESET_HELP[name].items())
+    return f"Default: the preset's ({given})."
+
 
 def _check_preset(name: str | None) -> str | None:
-    from invconv.train import PRESETS
-
-    if name is not None and name not in PRESETS:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(PRESETS)}")
+    presets = PRESET_HELP["epochs"]
+    if name is not None and name not in presets:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(presets)}")
     return name
+
+
+def _check_rate(rate: float | None) -> float | None:
+    if rate is not None and not 0 < rate < math.inf:
+        raise typer.BadParameter(f"{rate} is not above 0 and finite")
+    return rate
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(invconv.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Normalizing flows with exact inverse convolutions: train, sample, evaluate."""
+
+
+def slow_threads(load: float, threads: int, cores: int) -> str | None:
+    """A line on what torch's threads will meet on a machine with this load, or None.
+
+    OpenMP's threads wait for each other by spinning, many times in a step; each of them that shares
+    its core with other work holds up all of them for whole time slices.
+    """
+    # The average of the last minute hardly knows this process yet, and creeps up to its value.
+    if threads == 1 or load < 0.9 or load + threads < cores + 0.9:
+        return None
+    return (
+        f"other work loads this machine's {cores} cores by {load:.1f}, and {threads} threads often "
+        "wait for each other: with OMP_NUM_THREADS=1 in the environment training may be several "
+        "times faster"
+    )
 
 
 @app.command()
@@ -53,18 +107,27 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images. Default: the preset's.")
+        int | None,
+        typer.Option(min=1, help=f"Passes over the training images. {_defaults('epochs')}"),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images in one step. Default: the preset's.")
+        int | None, typer.Option(min=1, help=f"Images in one step. {_defaults('batch_size')}")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Largest learning rate. Default: the preset's.")
+        float | None,
+        typer.Option(callback=_check_rate, help=f"Largest learning rate. {_defaults('lr')}"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all random numbers. Default: 0.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of all random numbers. Default: 0.")
+    ] = None,
     device: _Device = "cpu",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out after its last epoch.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out after its last saved epoch. It keeps the options "
+            "that it was begun with; others, more epochs too, are refused.",
+        ),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The run directory. Default: runs/DATA-PRESET.")
@@ -75,6 +138,8 @@ def train(
     The run directory holds the configuration, a row of figures for each epoch, the model, a summary
     and three pictures. A run that was interrupted or killed loses at most the epoch it was in.
     """
+    import torch
+
     from invconv import data as datasets
     from invconv import train as training
     from invconv.cli._display import Display
@@ -117,12 +182,22 @@ def train(
         console.print("this run is finished already")
         summary = json.loads(summary_file.read_text())
     else:
+        if where.type == "cpu" and hasattr(os, "getloadavg"):
+            hint = slow_threads(os.getloadavg()[0], torch.get_num_threads(), os.cpu_count() or 1)
+            if hint is not None:
+                console.print(hint, soft_wrap=True)
         with Display(console) as display:
             try:
                 summary = training.train(config, images, out, device=where, listener=display)
             except KeyboardInterrupt:
-                command = f"invconv train --resume --out {out}"
-                print(f"invconv train: interrupted; go on with: {command}", file=sys.stderr)
+                command = training.resume_command(out)
+                line = (
+                    f"interrupted; go on with: {command}"
+                    if training.has_checkpoint(out)
+                    else f"interrupted before an epoch was finished and saved; begin again with: "
+                    f"{command}"
+                )
+                print(f"invconv train: {line}", file=sys.stderr)
                 raise typer.Exit(130) from None
     console.print(
         f"test {summary['test_bits_per_dim']:.4f} bits/dim, reconstruction error at most "
@@ -157,6 +232,7 @@ def sample(
     images = model.sample(n, temperature, generator=torch.Generator().manual_seed(seed))
     folder = run if run.is_dir() else run.parent
     out = out or folder / f"samples-{temperature:g}-{seed}.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
     title = f"{n} samples at temperature {temperature:g}"
     training.save_grid(out, images, model.config.quantization, title)
     print(out)
@@ -176,32 +252,18 @@ def evaluate(
 
     model = training.load_model(run).to(training.select_device(device))
     if data is None:
-        data = training.read_config(run if run.is_dir() else run.parent).data
+        folder = run if run.is_dir() else run.parent
+        if not (folder / "config.json").exists():
+            raise training.RunError(
+                f"{folder} has no config.json that tells the images of {run}; name them with --data"
+            )
+        data = training.read_config(folder).data
     print(json.dumps(training.evaluate(model, datasets.load(data)), indent=2))
 
 
 @app.command()
 def info() -> None:
     """Show the versions, the compiled core and the devices in use."""
-    import platform
+    from invconv.cli._info import describe
 
-    import numpy
-    import torch
-
-    import invconv
-
-    table = Table(show_header=False, box=None)
-    rows = {
-        "invconv": invconv.__version__,
-        **{f"core: {name}": value for name, value in invconv.build_info().items()},
-        "threads": invconv.get_num_threads(),
-        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "numpy": numpy.__version__,
-        "torch": torch.__version__,
-        "devices": ", ".join(
-            ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))],
-        ),
-    }
-    for name, value in rows.items():
-        table.add_row(name, str(value))
-    Console(highlight=False).print(table)
+    print(describe())

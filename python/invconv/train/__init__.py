@@ -7,7 +7,7 @@ weights, for use) and, once finished, ``summary.json`` and three pictures.
 
 from invconv.train._config import PRESETS, Preset, TrainConfig
 from invconv.train._evaluate import evaluate, select_device
-from invconv.train._files import RunError, load_model
+from invconv.train._files import RunError, has_checkpoint, load_model, resume_command
 from invconv.train._fit import Listener, train
 from invconv.train._pictures import save_grid
 from invconv.train._run import absolute_source, checksum, create_run, new_config, read_config
@@ -22,9 +22,11 @@ __all__ = [
     "checksum",
     "create_run",
     "evaluate",
+    "has_checkpoint",
     "load_model",
     "new_config",
     "read_config",
+    "resume_command",
     "save_grid",
     "select_device",
     "train",

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,14 +106,37 @@ def load_model(path: str | os.PathLike[str]) -> InverseFlow:
         RunError: there is no such file, or it is damaged or of another kind.
     """
     path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    tensors, metadata = read_tensors(file)
+    file = path if path.is_file() else path / "model.safetensors"
+    if not file.exists():
+        if (path / "config.json").exists():
+            raise RunError(
+                f"no epoch of {path} is finished yet; go on with: {resume_command(path)}"
+            )
+        raise RunError(f'no run in {path}; train one with "invconv train", or name a run directory')
+    try:
+        tensors, metadata = read_tensors(file)
+    except RunError as error:
+        if file is path:
+            raise RunError(
+                f"{error}; expected a run directory, or the model.safetensors of one"
+            ) from error
+        raise
     try:
         model = InverseFlow(FlowConfig.from_json(metadata["flow"]))
         model.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise RunError(f"{file}: does not hold a model: {_first_line(error)}") from error
     return model.eval()
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a run has saved an epoch, after which it can go on."""
+    return (out / "checkpoint.safetensors").exists()
+
+
+def resume_command(out: Path) -> str:
+    """The command that goes on with a run."""
+    return f"invconv train --resume --out {shlex.quote(str(out))}"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,5 @@
+"""``python -m invconv``: the ``invconv`` program."""
+
+from invconv.cli import main
+
+main()
