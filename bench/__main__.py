@@ -7,25 +7,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+try:
+    import torch
+    import typer
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
 
-import invconv
+    import invconv
 
-from . import core as cpp
-from . import operations, peers, report, results, scaling, timing
-from .results import Rows
-from .shapes import SHAPES, SQUARES, TINY, Shape
+    from . import core as cpp
+    from . import operations, peers, report, results, scaling, timing
+    from .results import Rows
+    from .shapes import SHAPES, SQUARES, TINY, Shape
+except ModuleNotFoundError as error:
+    sys.exit(f'python -m bench needs the [bench] extra: pip install ".[bench]" ({error})')
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 # A file or a pipe gets whole tables.
 console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 Shapes = Annotated[
-    list[str] | None, typer.Argument(help="Names of standard shapes; all of them if none.")
+    list[str] | None,
+    typer.Argument(help=f"Of the standard shapes {', '.join(SHAPES)}; all if none is named."),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="For invconv, torch and the C++ benchmark.")]
 Seconds = Annotated[float, typer.Option(min=0, help="Time spent on each shape.")]
@@ -43,7 +47,7 @@ def main() -> None:
 @app.command()
 def build() -> None:
     """Build the C++ benchmark, or bring it up to date; the other commands do so when needed."""
-    console.print(str(cpp.build()), soft_wrap=True)
+    console.print(str(_build()), soft_wrap=True)
 
 
 def _time_operation(operation: str, description: str) -> None:
@@ -150,7 +154,11 @@ def overhead(
 def peers_(
     shapes: Shapes = None,
     squares: Annotated[
-        bool, typer.Option("--squares", help="One image of growing size, in place of the shapes.")
+        bool,
+        typer.Option(
+            "--squares",
+            help=f"One image of growing size, in place of the shapes: {', '.join(SQUARES)}.",
+        ),
     ] = False,
     threads: Threads = 2,
     seconds: Annotated[float, typer.Option(min=0, help="Spent on each peer of each shape.")] = 0.5,
@@ -198,10 +206,16 @@ def _choose(names: Sequence[str] | None, known: Mapping[str, Shape]) -> dict[str
     return {name: known[name] for name in names or known}
 
 
+def _build() -> Path:
+    if not cpp.PROGRAM.exists():
+        console.print("building the C++ benchmark (minutes, the first time)")
+    return cpp.build()
+
+
 def _builds() -> bool:
     """Whether there is a C++ benchmark; says why if not."""
     try:
-        cpp.build()
+        _build()
     except cpp.Missing as missing:
         console.print(f"without the core's own times and the floors: {missing}", markup=False)
         return False
@@ -224,6 +238,7 @@ def _show(
     titles: Sequence[str], rows: Iterable[Sequence[str]], run: Mapping[str, Any], left: int = 1
 ) -> None:
     console.print(report.provenance(dict(run)), soft_wrap=True)
+    _warn(run, run["load"].others())
     table = Table()
     for index, title in enumerate(titles):
         table.add_column(title, justify="left" if index < left else "right")
@@ -237,15 +252,24 @@ def _say(lines: Iterable[str]) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _keep(section: str, rows: Rows, run: dict[str, Any], save: bool) -> None:
-    others = run.pop("load").others()
-    run["others"] = others
+def _warn(run: Mapping[str, Any], others: float | None) -> bool:
+    """Whether others took processors that the run needed; says so."""
     # Two threads that must wait for each other wait for whole time slices of anyone between them:
     # every ratio of such a run is wrong, and more often than not in our favour.
     spare = max((run["cores"] or 1) - run["threads"], 0)
     competed = others is not None and others > spare + 0.1
     if competed:
-        console.print(f"[bold]other processes kept {others:.1f} cores busy meanwhile[/bold]")
+        console.print(
+            f"[bold]other processes kept {others:.1f} cores busy meanwhile: "
+            "these figures do not count[/bold]"
+        )
+    return competed
+
+
+def _keep(section: str, rows: Rows, run: dict[str, Any], save: bool) -> None:
+    others = run.pop("load").others()
+    run["others"] = others
+    competed = _warn(run, others)
     if save and competed:
         console.print("not kept: measure again on an idle machine, or with fewer threads")
         raise typer.Exit(1)

@@ -21,6 +21,10 @@ from .timing import Times
 CACHED, LARGE = 64 << 20, 256 << 20
 
 
+FOLDER = ROOT / "build" / "bench"
+PROGRAM = FOLDER / "bench" / "cpp" / "invconv_bench"
+
+
 class Missing(RuntimeError):
     """The C++ benchmark cannot be built here."""
 
@@ -62,12 +66,8 @@ def build() -> Path:
     cmake = shutil.which("cmake", path=path)
     if cmake is None:
         raise Missing("cmake is not installed")
-    folder = ROOT / "build" / "bench"
-    configure = (
-        []
-        if (folder / "CMakeCache.txt").exists()
-        else [[cmake, "--preset", "bench", "-G", "Ninja"]]
-    )
+    cache = FOLDER / "CMakeCache.txt"
+    configure = [] if cache.exists() else [[cmake, "--preset", "bench", "-G", "Ninja"]]
     for command in [*configure, [cmake, "--build", "--preset", "bench"]]:
         done = subprocess.run(
             command,
@@ -79,9 +79,9 @@ def build() -> Path:
         )
         if done.returncode != 0:
             if configure and command is configure[0]:
-                (folder / "CMakeCache.txt").unlink(missing_ok=True)
+                cache.unlink(missing_ok=True)
             raise Missing(f"{' '.join(command[1:])} failed:\n{done.stdout[-2000:].rstrip()}")
-    return folder / "bench" / "cpp" / "invconv_bench"
+    return PROGRAM
 
 
 def measure(

@@ -196,7 +196,10 @@ def test_figures_of_a_busy_machine_are_not_kept(monkeypatch: pytest.MonkeyPatch)
     arguments = ["conv", "small", "--seconds", "0", "--no-core", "--threads", "1", "--save"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 1
-    assert "other processes kept 1000.0 cores busy" in done.output
+    warning = "other processes kept 1000.0 cores busy"
+    assert done.output.count(warning) == 2
+    # Above the table and not only below it, where the last figures are.
+    assert done.output.index(warning) < done.output.index("3, 2, 5x4, 3")
     assert results.load() == {}
 
 
@@ -204,6 +207,45 @@ def test_an_unknown_shape_is_refused() -> None:
     done = CliRunner().invoke(app, ["solve", "enormous"])
     assert done.exit_code == 2
     assert "enormous" in done.output
+
+
+def test_help_names_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    known = set(SHAPES) - {"small"}
+    for command in ("solve", "backward", "conv", "core", "peers"):
+        out = CliRunner().invoke(app, [command, "--help"]).output
+        assert all(name in out for name in known)
+    assert all(name in out for name in set(SQUARES) - {"square-4", "square-5"})
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_long_build_is_announced(
+    built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "invconv_bench"
+    if built:
+        program.touch()
+    monkeypatch.setattr(core, "PROGRAM", program)
+    monkeypatch.setattr(core, "build", lambda: program)
+    monkeypatch.setattr(core, "measure", lambda *_, **__: figures_of(10))
+    announcement = "building the C++ benchmark (minutes, the first time)"
+    assert (announcement in call("conv", "small", "--seconds", "0")) == (not built)
+    done = CliRunner().invoke(app, ["build"])
+    assert (announcement in done.output) == (not built)
+
+
+@pytest.mark.parametrize("missing", ["torch", "typer", "rich", "scipy"])
+def test_without_the_extra_one_line_says_so(missing: str) -> None:
+    code = (
+        f"import runpy, sys; sys.modules[{missing!r}] = None; "
+        "runpy.run_module('bench', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=memory.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith('python -m bench needs the [bench] extra: pip install ".[bench]"')
+    assert done.stderr.count("\n") == 1
 
 
 def test_scaling_and_overhead() -> None:
