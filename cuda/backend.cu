@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "conv_direct.cuh"
-#include "cpu/sizes.hpp"
 #include "plan.hpp"
 #include "solve_block.cuh"
 #include "solve_strips.cuh"
@@ -14,9 +13,6 @@
 namespace invconv::detail::cuda {
 
 namespace {
-
-using cpu::clipped;
-using cpu::is_empty;
 
 /// The workspace of a plan.
 template <class A>
@@ -96,7 +92,8 @@ void launch_strips(const Plan& plan, const Filter<T>& problem, const Memory<Arit
 }
 
 template <class T>
-void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
+void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream,
+                   std::size_t shared_bytes) {
   using A = Arithmetic<T>;
   const GroupShape& s = plan.shape;
   const std::size_t weight_size = plan.weight_bytes / static_cast<std::size_t>(plan.groups) / sizeof(A);
@@ -107,6 +104,9 @@ void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arit
   // A few pieces to a block, so that a weight is not packed for each.
   const int per_image = in_place ? 1 : static_cast<int>(std::clamp<Index>(pieces / 4, 1, 1024));
   const std::size_t waiting = in_place ? plan.waiting_bytes : 0;
+  if (plan.shared_bytes + waiting > shared_bytes) {
+    throw Error("[conv] expected an output beside the input for so many channels, but got the input itself");
+  }
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t first) {
     A* const packed = memory.weights + first * weight_size;
     if (!plan.weight_in_shared) {
@@ -141,7 +141,7 @@ void run(const Filter<T>& problem, void* workspace, const Cuda& execution) {
   const Memory<Arithmetic<T>> memory(plan, workspace);
   switch (plan.kernel) {
     case Kernel::direct:
-      return launch_direct(plan, problem, memory, execution.stream);
+      return launch_direct(plan, problem, memory, execution.stream, most_shared_bytes(execution.device));
     case Kernel::strips:
       switch (plan.shape.channels) {
         case 1:
@@ -166,14 +166,14 @@ void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) 
   }
   const DeviceGuard guard(execution.device);
   Plan plan{};  // without pixels there is nothing to sum, and the result is 0
-  plan.shape.channels = static_cast<int>(sizes.channels);
+  plan.shape.channels = narrowed(sizes.channels, "channels");
   if (!is_empty(sizes)) {
     plan = plan_for<T>(Operation::weight_grad, sizes, problem.unit_diagonal, execution);
   }
   GroupShape full = plan.shape;
-  full.kernel_height = static_cast<int>(sizes.kernel_height);
-  full.kernel_width = static_cast<int>(sizes.kernel_width);
-  const SumsShape shape{plan.shape, static_cast<int>(sizes.batch), plan.parts, full, problem.negative};
+  full.kernel_height = narrowed(sizes.kernel_height, "rows of taps");
+  full.kernel_width = narrowed(sizes.kernel_width, "columns of taps");
+  const SumsShape shape{plan.shape, plan.batch, plan.parts, full, problem.negative};
   const auto blocks_for = [](const GroupShape& s) {
     return (Index{s.channels} * s.channels * s.kernel_height * s.kernel_width + 255) / 256;
   };
@@ -191,6 +191,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) 
 }
 
 int devices() { return count_devices(); }
+bool has_kernels() { return true; }
 
 #define INVCONV_INSTANTIATE(T)                                                  \
   template std::size_t workspace_size<T>(Operation, const Sizes&, const Cuda&); \

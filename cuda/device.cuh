@@ -39,35 +39,15 @@ __device__ inline void back_off() { __nanosleep(32); }
 __device__ inline float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 __device__ inline double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+#error "invconv's kernels need architectures of 70 or newer: set CMAKE_CUDA_ARCHITECTURES"
+#endif
+
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
+    cudaGetLastError();  // or the next call would be told of it
     throw Error(std::string("[cuda] ") + what + ": " + cudaGetErrorString(status));
   }
-}
-
-struct Launch {
-  unsigned blocks, threads;
-  std::size_t shared_bytes;
-  void* stream;
-};
-
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const Launch& how, Arguments&&... arguments) {
-  // Of the present device, and no more than a note to the driver: so it is said anew each time.
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes)),
-        "shared memory");
-  kernel<<<how.blocks, how.threads, how.shared_bytes, static_cast<cudaStream_t>(how.stream)>>>(arguments...);
-  check(cudaGetLastError(), "launch");
-}
-
-inline void clear(void* memory, std::size_t bytes, void* stream) {
-  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "clearing the workspace");
-}
-
-/// Any error means that there is none.
-inline int count_devices() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
 /// Of one block, at most.
@@ -77,19 +57,66 @@ inline std::size_t most_shared_bytes(int device) {
   return static_cast<std::size_t>(bytes);
 }
 
-/// Makes a device the present one, for as long as it lives.
+struct Launch {
+  unsigned blocks, threads;
+  std::size_t shared_bytes;
+  void* stream;
+};
+
+/// On the present device.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& how, Arguments&&... arguments) {
+  constexpr std::size_t always_allowed = 48 * 1024;
+  if (how.shared_bytes > always_allowed) {
+    // The kernel's, for all threads of the process: so it is the most there can be, and never this launch's own.
+    int device = 0;
+    check(cudaGetDevice(&device), "the device");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(most_shared_bytes(device))),
+          "shared memory");
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = how.blocks;
+  config.blockDim = how.threads;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(how.stream);
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), "launch");
+}
+
+inline void clear(void* memory, std::size_t bytes, void* stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "clearing the workspace");
+}
+
+/// Any error means that there is none.
+inline int count_devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+/// Makes a device the present one, for as long as it lives. Where it is that already nothing is touched: to make
+/// another one the present one again may create a context there, which takes hundreds of megabytes.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(int index) {
+  explicit DeviceGuard(int index) : index_(index) {
     check(cudaGetDevice(&before_), "the device");
-    check(cudaSetDevice(index), "the device");
+    if (before_ != index_) {
+      check(cudaSetDevice(index_), "the device");
+    }
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  ~DeviceGuard() {
+    if (before_ != index_) {
+      cudaSetDevice(before_);
+    }
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int before_ = 0;
+  int index_, before_ = 0;
 };
 
 }  // namespace invconv::detail::cuda

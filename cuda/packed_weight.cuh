@@ -4,7 +4,6 @@
 // to a line, so that lanes read neighbours. A solve subtracts, so its coefficients are negated, but for the anchor's
 // diagonal. What is not read is 0.
 
-#include "plan.hpp"
 #include "problem.cuh"
 
 namespace invconv::detail::cuda {
@@ -23,9 +22,8 @@ __device__ void pack(const GroupShape& s, const Taps<const T>& weight, int padde
     const int tap = static_cast<int>(at / padded / s.channels);
     const int i = s.kernel_height - 1 - tap / s.kernel_width, j = s.kernel_width - 1 - tap % s.kernel_width;
     const bool is_anchor = i == 0 && j == 0;
-    const bool is_read = output < s.channels && (!is_anchor || input < output || (input == output && !s.unit_diagonal));
     A value = 0;
-    if (is_read) {
+    if (output < s.channels && is_read(s.unit_diagonal, i, j, output, input)) {
       value = widen(weight.data[output * weight.out + input * weight.in + i * weight.row + j * weight.column]);
       value = Solve && !(is_anchor && input == output) ? -value : value;
     }

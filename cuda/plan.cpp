@@ -18,14 +18,6 @@ std::size_t product(std::size_t element, std::initializer_list<std::int64_t> siz
   return element;
 }
 
-/// Kernels count pixels and channels of one image in 32 bits.
-int narrowed(std::int64_t size, const char* what) {
-  if (size > std::numeric_limits<int>::max() / 2) {
-    throw Error(std::string("[cuda] expected fewer than 2^30 ") + what + ", but got " + std::to_string(size));
-  }
-  return static_cast<int>(size);
-}
-
 /// Lanes for the output channels of a pixel: the least power of two that holds them, at most a warp.
 int lanes_for(int channels) {
   int lanes = 1;
@@ -106,9 +98,11 @@ void plan_sums(Plan& plan) {
 
 }  // namespace
 
-const char* name_of(Kernel kernel) {
-  constexpr const char* names[] = {"block", "strips", "direct", "sums"};
-  return names[static_cast<int>(kernel)];
+int narrowed(std::int64_t size, const char* what) {
+  if (size > std::numeric_limits<int>::max() / 2) {
+    throw Error(std::string("[cuda] expected fewer than 2^30 ") + what + ", but got " + std::to_string(size));
+  }
+  return static_cast<int>(size);
 }
 
 Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element) {

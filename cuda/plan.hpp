@@ -57,7 +57,8 @@ inline constexpr int strip_columns = 16;
 /// The most products that weight_grad adds up one after the other in the arithmetic of T.
 inline constexpr int sums_chain = 256;
 
-const char* name_of(Kernel kernel);
+/// Kernels count pixels, channels and taps of one image in 32 bits.
+int narrowed(std::int64_t size, const char* what);
 
 /// `sizes` are clipped and not empty; `element` is the bytes of the arithmetic. It does not depend on the batch which
 /// kernel it is.

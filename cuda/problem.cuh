@@ -11,13 +11,12 @@
 #include <vector>
 
 #include "backend.hpp"
-#include "cpu/kernels.hpp"
 #include "device.cuh"
+#include "plan.hpp"
 
 namespace invconv::detail::cuda {
 
 using Index = std::int64_t;
-using cpu::Arithmetic;
 
 // ---- storage types ------------------------------------------------------------------------------------------------
 
@@ -30,6 +29,11 @@ __device__ inline void narrow(float value, float& to) { to = value; }
 __device__ inline void narrow(double value, double& to) { to = value; }
 __device__ inline void narrow(float value, float16& to) { to = to_float16(value); }
 __device__ inline void narrow(float value, bfloat16& to) { to = to_bfloat16(value); }
+
+/// Whether a weight's tap (i, j) by age is read, for these channels.
+__device__ inline bool is_read(bool unit_diagonal, int i, int j, int output, int input) {
+  return i > 0 || j > 0 || input < output || (input == output && !unit_diagonal);
+}
 
 /// Zeros get one sign, as on the CPU.
 template <class A>

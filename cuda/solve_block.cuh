@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(512, 1)
   const int lane = static_cast<int>(threadIdx.x) % of.lanes, warp_lane = static_cast<int>(threadIdx.x) % 32;
   const int first_lane = warp_lane - lane;
   const int pixels_at_once = static_cast<int>(blockDim.x) / of.lanes;
-  const int tap_size = s.channels * of.padded;
-  const A* const anchor = weight + (s.kernel_height * s.kernel_width - 1) * Index{tap_size};
+  const Index padded = of.padded, tap_size = s.channels * padded;
+  const A* const anchor = weight + (s.kernel_height * s.kernel_width - 1) * tap_size;
 
   for (int diagonal = 0; diagonal < s.height + s.width - 1; ++diagonal) {
     const int first_row = diagonal < s.width ? 0 : diagonal - s.width + 1;
@@ -73,19 +73,19 @@ __global__ void __launch_bounds__(512, 1)
           for (int i = rows; i >= 0; --i) {
             for (int j = columns; j >= (i == 0 ? 1 : 0); --j) {
               const A* const x = history.at(row - i, column - j);
-              const A* const w = weight + tap_index(s, i, j) * Index{tap_size} + output;
+              const A* const w = weight + tap_index(s, i, j) * tap_size + output;
               for (int c = 0; c < s.channels; ++c) {
-                sum = multiply_add(x[c], w[c * of.padded], sum);
+                sum = multiply_add(x[c], w[c * padded], sum);
               }
             }
           }
           for (int c = 0; c < first; ++c) {
-            sum = multiply_add(here[c], anchor[c * of.padded + output], sum);
+            sum = multiply_add(here[c], anchor[c * padded + output], sum);
           }
         }
         const int channels = s.channels - first < of.lanes ? s.channels - first : of.lanes;
         for (int c = 0; c < channels; ++c) {
-          const A* const w = anchor + (first + c) * Index{of.padded};
+          const A* const w = anchor + (first + c) * padded;
           A value = __shfl_sync(0xffffffff, sum, first_lane + c);
           value = settled(s.unit_diagonal ? value : value / w[first + c]);
           if (lane == c) {

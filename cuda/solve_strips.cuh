@@ -8,7 +8,6 @@
 // A warp claims its strip by a ticket, image by image from the top: the strip above has then been claimed before, so
 // that whoever waits for it waits for a warp that runs. (Nobody promises the order in which blocks start.)
 
-#include "plan.hpp"
 #include "problem.cuh"
 
 namespace invconv::detail::cuda {
@@ -68,13 +67,11 @@ __global__ void __launch_bounds__(32, 1)
       for (int o = 0; o < C; ++o) {
         INVCONV_UNROLL
         for (int c = 0; c < C; ++c) {
-          const bool is_anchor = i == 0 && j == 0;
-          const bool is_read = !is_anchor || c < o || (c == o && !s.unit_diagonal);
           A value = 0;
-          if (is_read) {
+          if (is_read(s.unit_diagonal, i, j, o, c)) {
             value = widen(group.weight.data[o * group.weight.out + c * group.weight.in + i * group.weight.row +
                                             j * group.weight.column]);
-            value = is_anchor && c == o ? value : -value;
+            value = i == 0 && j == 0 && c == o ? value : -value;
           }
           if (in_registers || lane == 0) {
             weight(i, j, o, c) = value;

@@ -3,7 +3,6 @@
 // weight_grad, any shape: the rows of all images are dealt out to parts. Each part has its own sums in the workspace,
 // in double, which are added up in one order: no result depends on who is done first.
 
-#include "plan.hpp"
 #include "problem.cuh"
 
 namespace invconv::detail::cuda {
@@ -77,9 +76,8 @@ __global__ void __launch_bounds__(256, 1)
   const int i = static_cast<int>(entry / full.kernel_width % full.kernel_height);
   const Index pair = entry / full.kernel_width / full.kernel_height;
   const int input = static_cast<int>(pair % s.channels), output = static_cast<int>(pair / s.channels);
-  const bool is_read = i > 0 || j > 0 || input < output || (input == output && !s.unit_diagonal);
   double sum = 0;
-  if (is_read && i < s.kernel_height && j < s.kernel_width) {
+  if (is_read(s.unit_diagonal, i, j, output, input) && i < s.kernel_height && j < s.kernel_width) {
     const Index size = sums_size(s), at = (pair * s.kernel_height + i) * s.kernel_width + j;
     for (Index part = 0; part < of.parts; ++part) {
       sum += sums[(part * groups.count + group_index) * size + at];

@@ -278,6 +278,8 @@ double growth(View<const T> weight, std::int64_t height, std::int64_t width, con
   return norm;
 }
 
+bool has_cuda() { return cuda::has_kernels(); }
+
 int cuda_devices() { return cuda::devices(); }
 
 const char* instruction_set() { return cpu::kernels<float>().name; }

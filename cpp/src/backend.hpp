@@ -3,8 +3,10 @@
 // What a backend is handed: the checked problem, with corner and transpose already turned into strides. A backend knows
 // the top-left case alone.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "invconv/invconv.hpp"
@@ -36,6 +38,19 @@ struct Sizes {
   std::int64_t height, width;
   std::int64_t kernel_height, kernel_width;
 };
+
+inline bool is_empty(const Sizes& s) { return s.batch == 0 || s.channels == 0 || s.height == 0 || s.width == 0; }
+
+/// Taps that reach beyond the image on every pixel are left out: they multiply nothing.
+inline Sizes clipped(Sizes sizes) {
+  sizes.kernel_height = std::min(sizes.kernel_height, sizes.height);
+  sizes.kernel_width = std::min(sizes.kernel_width, sizes.width);
+  return sizes;
+}
+
+/// What a storage type T is computed in.
+template <class T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 /// solve and conv.
 template <class T>
@@ -79,6 +94,7 @@ INVCONV_BACKEND(Cpu)
 namespace cuda {
 INVCONV_BACKEND(Cuda)
 int devices();
+bool has_kernels();
 }  // namespace cuda
 
 #undef INVCONV_BACKEND

@@ -91,6 +91,9 @@ void check_data(const char* function, const char* name, const void* data, const 
 }
 
 void check_workspace(const char* function, const Workspace& workspace, std::size_t needed) {
+  if (workspace.data == nullptr && workspace.bytes > 0 && needed > 0) {
+    fail(function, "a workspace that points at its memory", "a null pointer");
+  }
   if (workspace.bytes < needed) {
     fail(function, "a workspace of at least " + std::to_string(needed) + " bytes", std::to_string(workspace.bytes));
   }

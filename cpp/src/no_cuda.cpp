@@ -24,6 +24,7 @@ void run(const Correlation<T>&, void*, const Cuda&) {
 }
 
 int devices() { return 0; }
+bool has_kernels() { return false; }
 
 #define INVCONV_INSTANTIATE(T)                                                  \
   template std::size_t workspace_size<T>(Operation, const Sizes&, const Cuda&); \

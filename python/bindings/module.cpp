@@ -339,13 +339,13 @@ std::size_t workspace_size(std::string_view operation, std::string_view dtype,
                            std::int64_t groups, int device) {
   invconv::Options options;
   options.groups = groups;
-  const auto which = operation == "solve"  ? invconv::Operation::solve
-                     : operation == "conv" ? invconv::Operation::conv
-                                           : invconv::Operation::weight_grad;
+  constexpr std::string_view names[] = {"solve", "conv", "weight_grad", "solve_backward"};
+  const auto found = std::find(std::begin(names), std::end(names), operation);
   const auto type = find_type(dtype);
-  if (!type) {
-    throw nb::type_error("[workspace_size] expected the name of a dtype");
+  if (found == std::end(names) || !type) {
+    throw nb::value_error("[workspace_size] expected the names of an operation and of a dtype");
   }
+  const auto which = static_cast<invconv::Operation>(found - std::begin(names));
   return with_type(*type, [&](auto zero) {
     return invconv::workspace_size<decltype(zero)>(which, images, weight, options, invconv::Cuda{device});
   });
@@ -422,8 +422,8 @@ NB_MODULE(_core, m) {
   m.def("workspace_size", &workspace_size, "operation"_a, "dtype"_a, "images"_a, "weight"_a, "groups"_a, "device"_a,
         nb::sig("def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], "
                 "groups: int, device: int) -> int"),
-        "Bytes of the workspace that solve, conv or weight_grad needs on a CUDA device.");
-  m.def("cuda_devices", &invconv::cuda_devices, "The number of CUDA devices, 0 in a build without kernels.");
+        "Bytes of the workspace that an operation needs on a CUDA device.");
+  m.def("has_cuda", &invconv::has_cuda, "Whether this build has CUDA kernels; it does not look for a device.");
   m.def("num_threads", &invconv::num_threads, "The number of threads that a call may use.");
   m.def("set_num_threads", &invconv::set_num_threads, "threads"_a, "Set the number of threads that a call may use.");
   m.def("share_openmp", &invconv::share_openmp, "Use the threads of the OpenMP runtime that this process has loaded.");

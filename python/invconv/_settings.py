@@ -40,11 +40,10 @@ def build_info() -> dict[str, str]:
     Returns:
         ``version``; ``instruction_set``, the CPU kernels in use (``"avx512"``, ``"avx2"``,
         ``"neon"`` or ``"baseline"``; the environment's ``INVCONV_ISA`` forces one);
-        ``cuda_devices``, the number of CUDA devices that it can use, ``"0"`` in a build without
-        CUDA kernels.
+        ``cuda_kernels``, whether it has them (``"yes"`` or ``"no"``), with or without a device.
     """
     return {
         "version": _core.version(),
         "instruction_set": _core.instruction_set(),
-        "cuda_devices": str(_core.cuda_devices()),
+        "cuda_kernels": "yes" if _core.has_cuda() else "no",
     }

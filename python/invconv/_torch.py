@@ -89,7 +89,7 @@ def _check_tensor(function: str, name: str, tensor: Tensor) -> None:
     """Check layout, device and dtype."""
     if tensor.layout is not torch.strided:
         raise TypeError(f"[{function}] expected {name} to be dense, but got {tensor.layout}")
-    on_device = tensor.is_cuda and _core.cuda_devices() > 0
+    on_device = tensor.is_cuda and _core.has_cuda()
     if not tensor.is_cpu and not tensor.is_meta and not on_device:
         raise ValueError(
             f"[{function}] expected {name} on the CPU, for which alone this build has kernels, "
@@ -205,15 +205,18 @@ def _run(function: str, a: Tensor, b: Tensor, out: Tensor, corner: str, *options
     # Names, so that what the addresses point to lives as long as the call.
     a_, b_ = a.resolve_neg(), b.resolve_neg()
     run = getattr(_core, function)
-    where = None
-    if a.is_cuda and a.device == b.device == out.device:
-        weight = out if function == "weight_grad" else b
-        workspace = _workspace(function, a, weight.shape, options[1])
-        stream = torch.cuda.current_stream(a.device).cuda_stream
-        where = (a.device.index, stream, workspace.data_ptr(), workspace.nbytes)
-    same_device = where is not None or (a.is_cpu and b.is_cpu and out.is_cpu)
-    arrays = (_memory(a_), _memory(b_), _memory(out))
-    if not same_device or not run(*arrays, _corners(corner), *options, where):
+    arguments = (_memory(a_), _memory(b_), _memory(out), _corners(corner), *options)
+    done = False
+    if a.is_cpu and b.is_cpu and out.is_cpu:
+        done = run(*arguments)
+    elif a.is_cuda and a.device == b.device == out.device:
+        # torch's guard: it makes no context on a device that is not in use.
+        with torch.cuda.device(a.device):
+            weight = out if function == "weight_grad" else b
+            workspace = _workspace(function, a, weight.shape, options[1])
+            stream = torch.cuda.current_stream(a.device).cuda_stream
+            done = run(*arguments, (a.device.index, stream, workspace.data_ptr(), workspace.nbytes))
+    if not done:
         first, second = _ARGUMENTS[function]
         _check_tensor(function, first, a)
         _check_tensor(function, second, b)
@@ -229,9 +232,10 @@ def _run(function: str, a: Tensor, b: Tensor, out: Tensor, corner: str, *options
 def _workspace(function: str, images: Tensor, weight: torch.Size, groups: int) -> Tensor:
     """The memory that a call needs on a device; torch gives it out again in the stream's order."""
     size = 0
-    if images.dim() == len(weight) == 4:
-        dtype = _dtype_name(images)
+    dtype = _dtype_name(images)
+    if images.dim() == len(weight) == 4 and dtype in _check.DTYPES:
         shapes = (tuple(images.shape), tuple(weight))
+        _check.fitting_weight(function, shapes[1], images.shape[1], groups)
         size = _core.workspace_size(function, dtype, *shapes, groups, images.device.index)
     return torch.empty(size, dtype=torch.uint8, device=images.device)
 
@@ -312,14 +316,17 @@ def _diagonal_index(weight: Tensor, corner: str, groups: int) -> tuple[Tensor, .
     """Where a weight holds the diagonal of its anchor: o, c, u and v of its C entries."""
     channels, inputs, kh, kw = weight.shape
     names = corner.split(",")
-    names = names * groups if len(names) == 1 else names
-    rows = [kh - 1 if name[0] == "t" else 0 for name in names]
-    columns = [kw - 1 if name[1] == "l" else 0 for name in names]
+    # Filled on the device: a copy from the host could not be captured in a graph.
+    size = channels if len(names) == 1 else inputs
+
+    def fill(value: int) -> Tensor:
+        return torch.full((size,), value, device=weight.device)
+
+    rows = [fill(kh - 1 if name[0] == "t" else 0) for name in names]
+    columns = [fill(kw - 1 if name[1] == "l" else 0) for name in names]
     o = torch.arange(channels, device=weight.device)
     group = o // max(inputs, 1)
-    u = torch.tensor(rows, device=weight.device)[group]
-    v = torch.tensor(columns, device=weight.device)[group]
-    return o, o - group * inputs, u, v
+    return o, o - group * inputs, torch.cat(rows), torch.cat(columns)
 
 
 def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

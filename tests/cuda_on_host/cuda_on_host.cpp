@@ -531,6 +531,10 @@ void run(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std:
     throw std::runtime_error("launch: expected at least 1 block of 1 to 1024 threads, but got " +
                              std::to_string(blocks) + " of " + std::to_string(threads));
   }
+  if (shared_bytes > most_shared_bytes) {
+    throw std::runtime_error("launch: expected at most " + std::to_string(most_shared_bytes) +
+                             " bytes of shared memory, but got " + std::to_string(shared_bytes));
+  }
   const int races_before = races;
   Grid(blocks, threads, shared_bytes, kernel).run();
   if (races != races_before) {

@@ -40,6 +40,9 @@ namespace cuda_on_host {
 /// others as it can.
 enum class Schedule { ascending, descending, random };
 
+/// What a block can have of shared memory; a launch that asks for more is an error.
+inline std::size_t most_shared_bytes = 48 * 1024;
+
 struct Options {
   Schedule schedule = Schedule::random;
   /// Draws the random schedule and, in every schedule, the order in which blocks start.

@@ -19,9 +19,7 @@ inline void clear(void* memory, std::size_t bytes, void*) { std::memset(memory, 
 
 inline int count_devices() { return 1; }
 
-/// So little that small problems have weights that do not fit.
-inline std::size_t shared_bytes_of_the_host = 48 * 1024;
-inline std::size_t most_shared_bytes(int) { return shared_bytes_of_the_host; }
+inline std::size_t most_shared_bytes(int) { return cuda_on_host::most_shared_bytes; }
 
 struct DeviceGuard {
   explicit DeviceGuard(int) {}

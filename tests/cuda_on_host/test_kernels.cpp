@@ -14,10 +14,10 @@ namespace invconv::test {
 namespace {
 
 using cuda_on_host::last_launch;
+using cuda_on_host::most_shared_bytes;
 using cuda_on_host::options;
 using cuda_on_host::Schedule;
 using detail::cuda::Kernel;
-using detail::cuda::shared_bytes_of_the_host;
 
 // Of each kernel and storage type, of which there are four.
 #ifdef CUDA_ON_HOST_THREAD_SANITIZER
@@ -54,8 +54,7 @@ bool is_empty(const Problem& problem) {
 template <class T>
 detail::cuda::Plan plan_of(Operation operation, const Problem& problem) {
   const std::size_t element = std::is_same_v<T, double> ? 8 : 4;
-  return detail::cuda::plan({shared_bytes_of_the_host}, operation, sizes_of(problem), problem.options.unit_diagonal,
-                            element);
+  return detail::cuda::plan({most_shared_bytes}, operation, sizes_of(problem), problem.options.unit_diagonal, element);
 }
 
 void draw_schedule(Random& random) {
@@ -150,7 +149,7 @@ class Kernels : public ::testing::Test {
  protected:
   void TearDown() override {
     options() = {};
-    shared_bytes_of_the_host = 48 * 1024;
+    most_shared_bytes = 48 * 1024;
   }
 };
 TYPED_TEST_SUITE(Kernels, StorageTypes, );
@@ -160,9 +159,9 @@ TYPED_TEST(Kernels, SolveByBlocks) {
   std::set<std::pair<bool, bool>> seen;
   for (int trial = 0, done = 0; done < trials; ++trial) {
     // Shared memory for everything, for the history alone, for the weight alone or for neither.
-    shared_bytes_of_the_host = random.pick(std::array<std::size_t, 4>{48 * 1024, 48 * 1024, 2048, 64});
+    most_shared_bytes = random.pick(std::array<std::size_t, 4>{48 * 1024, 48 * 1024, 2048, 64});  // of 64, nothing fits
     const Problem problem = trial % 8 == 0 ? random_wide(random) : random_problem(random);
-    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << shared_bytes_of_the_host);
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
     if (!is_empty(problem)) {
       const auto plan = plan_of<TypeParam>(Operation::solve, problem);
       if (plan.kernel != Kernel::block) {
@@ -177,6 +176,66 @@ TYPED_TEST(Kernels, SolveByBlocks) {
     }
   }
   EXPECT_GE(seen.size(), trials > 100 ? 4u : 1u);
+}
+
+TYPED_TEST(Kernels, SolveOfDiagonalsLongerThanABlock) {
+  Random random(9);
+  for (const Index channels : {5, 12}) {
+    const Problem problem = make_problem({1, channels, 70, 66}, 2, 3, {});
+    const auto plan = plan_of<TypeParam>(Operation::solve, problem);
+    ASSERT_LT(plan.threads, plan.line * plan.lanes);
+    check_filter<TypeParam>(Operation::solve, problem, random);
+  }
+}
+
+TYPED_TEST(Kernels, BothGradients) {
+  using T = TypeParam;
+  Random random(10);
+  for (int trial = 0; trial < trials / 4; ++trial) {
+    const Problem problem = trial % 2 == 0 ? random_strips(random) : random_problem(random);
+    SCOPED_TRACE(::testing::Message() << problem);
+    const Array<T> x(random_images(random, problem.image), contiguous),
+        g(random_images(random, problem.image), contiguous);
+    const Array<T> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
+    const Array<T> dy(problem.image), dw(problem.weight), expected_dy(problem.image), expected_dw(problem.weight);
+    Options opposite = problem.options, upright = problem.options;
+    opposite.transpose = !problem.options.transpose;
+    upright.transpose = false;
+    run<T>(Operation::solve, g.view(), weight.view(), expected_dy.view(), opposite, Cuda{});
+    const bool swapped = problem.options.transpose;
+    const DeviceMemory sums(workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, upright, Cuda{}));
+    weight_grad<T>(swapped ? expected_dy.view() : x.view(), swapped ? x.view() : expected_dy.view(), expected_dw.view(),
+                   upright, sums.workspace(), Cuda{});
+    draw_schedule(random);
+    const DeviceMemory memory(
+        workspace_size<T>(Operation::solve_backward, problem.image, problem.weight, problem.options, Cuda{}));
+    solve_backward<T>(x.view(), g.view(), weight.view(), dy.view(), dw.view(), problem.options, memory.workspace(),
+                      Cuda{});
+    ASSERT_TRUE(same_bits(dy.elements(), expected_dy.elements()));
+    const std::vector<T> negative = dw.elements(), positive = expected_dw.elements();
+    for (std::size_t at = 0; at < negative.size(); ++at) {
+      ASSERT_EQ(value_of(negative[at]), -value_of(positive[at])) << at;
+    }
+  }
+}
+
+TEST(Workspace, OfADeviceIsTheCallers) {
+  const Problem problem = make_problem({1, 1, 40, 4}, 3, 3, {});
+  const Array<float> y(problem.image), weight(problem.weight), x(problem.image);
+  const std::size_t bytes = workspace_size<float>(Operation::solve, problem.image, problem.weight, {}, Cuda{});
+  ASSERT_GT(bytes, 0u);
+  for (const Workspace& given : {Workspace{}, Workspace{nullptr, bytes}}) {
+    EXPECT_THROW(solve<float>(y.view(), weight.view(), x.view(), {}, given, Cuda{}), Error);
+  }
+}
+
+TEST(Workspace, InPlaceOfTooManyChannelsIsRefused) {
+  most_shared_bytes = 64;
+  const Problem wide = make_problem({1, 40, 1, 2}, 1, 1, {});
+  const Array<float> images(wide.image), taps(wide.weight), out(wide.image);
+  run<float>(Operation::conv, images.view(), taps.view(), out.view(), {}, Cuda{});
+  EXPECT_THROW(run<float>(Operation::conv, images.view(), taps.view(), images.view(), {}, Cuda{}), Error);
+  most_shared_bytes = 48 * 1024;
 }
 
 TYPED_TEST(Kernels, SolveByStrips) {
@@ -195,9 +254,9 @@ TYPED_TEST(Kernels, SolveByStrips) {
 TYPED_TEST(Kernels, Conv) {
   Random random(3);
   for (int trial = 0; trial < trials; ++trial) {
-    shared_bytes_of_the_host = random.pick(std::array<std::size_t, 3>{48 * 1024, 4096, 1024});
+    most_shared_bytes = random.pick(std::array<std::size_t, 3>{48 * 1024, 4096, 1024});
     const Problem problem = trial % 8 == 0 ? random_wide(random) : random_problem(random);
-    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << shared_bytes_of_the_host);
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
     check_filter<TypeParam>(Operation::conv, problem, random);
     if (this->HasFatalFailure()) {
       return;

@@ -35,12 +35,10 @@ def growth(weight: object, height: object, width: object, corner: object, unit_d
     """The infinity norm of M^-1, or None if the arguments are not plain."""
 
 def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], groups: int, device: int) -> int:
-    """
-    Bytes of the workspace that solve, conv or weight_grad needs on a CUDA device.
-    """
+    """Bytes of the workspace that an operation needs on a CUDA device."""
 
-def cuda_devices() -> int:
-    """The number of CUDA devices, 0 in a build without kernels."""
+def has_cuda() -> bool:
+    """Whether this build has CUDA kernels; it does not look for a device."""
 
 def num_threads() -> int:
     """The number of threads that a call may use."""

@@ -34,7 +34,8 @@
 
 namespace invconv {
 
-/// What every function throws for a bad argument, before anything is computed or written.
+/// What every function throws: for a bad argument, before anything is computed or written; and where a CUDA device or
+/// its driver fails.
 class Error : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
@@ -167,6 +168,9 @@ void set_num_threads(std::int64_t threads);
 /// OpenMP themselves or through a library; nothing is linked or loaded.
 /// In the child of a fork the answer is no: a runtime does not survive one.
 bool share_openmp();
+
+/// Whether this build has CUDA kernels. It does not look for a device or a driver.
+bool has_cuda();
 
 /// How many CUDA devices there are: none in a build without kernels, or without a driver.
 int cuda_devices();

@@ -15,10 +15,6 @@
 
 namespace invconv::detail::cpu {
 
-/// What a storage type T is computed in.
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 /// A filter's shape, its numbers of one group, and how a layout splits it (plan.hpp).
 struct FilterShape {
   std::int64_t channels, height, width, kernel_height, kernel_width;

@@ -33,15 +33,6 @@ inline int useful_threads(const Sizes& s, const Cpu& execution) {
   return work / wake < execution.threads ? 1 + static_cast<int>(work / wake) : execution.threads;
 }
 
-/// Taps that reach beyond the image on every pixel are left out: they multiply nothing.
-inline Sizes clipped(Sizes sizes) {
-  sizes.kernel_height = std::min(sizes.kernel_height, sizes.height);
-  sizes.kernel_width = std::min(sizes.kernel_width, sizes.width);
-  return sizes;
-}
-
-inline bool is_empty(const Sizes& s) { return s.batch == 0 || s.channels == 0 || s.height == 0 || s.width == 0; }
-
 /// The parts of workspace_size, each for sizes that are clipped and not empty.
 template <class T>
 std::size_t filter_workspace(Operation operation, const Sizes& sizes, const Cpu& execution);
