@@ -357,12 +357,21 @@ def full_page(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str
 
 
 def readme_section(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str]]) -> str:
-    """Return what stands between the README's markers: the ratios, the plots and the summaries."""
+    """Return what stands between the README's markers: the ratios, the plots and the summaries.
+
+    Of the machine with the most figures all of them; of others the means alone.
+    """
     parts = []
-    for name, figures in results.items():
+    most_first = sorted(results.items(), key=lambda item: -len(item[1]))
+    for place, (name, figures) in enumerate(most_first):
         if len(results) > 1:
             parts.append(f"### {name}")
         sections = [section for section in OPERATIONS if section in figures]
+        if place > 0:
+            if sections:
+                parts += [provenance(figures[sections[0]]["run"]) + ":"]
+                parts += [_bullets(_means({key: figures[key]["rows"] for key in sections}))]
+            continue
         if sections:
             parts += [_readme_operations(figures, sections)]
         if "ratios" in drawn[name]:
@@ -415,6 +424,17 @@ def _readme_operations(figures: dict[str, Any], sections: list[str]) -> str:
             if section == "solve":
                 cells.append(f"{row['efficiency']:.2f}" if "efficiency" in row else "")
         lines.append(cells)
+    about = (
+        f"{provenance(run)}. float32, medians; torch's convolution of the same shape is timed in "
+        "the same run. Efficiency is the time that the machine's arithmetic (every tap counted, as "
+        "in a convolution), memory and latency ask for, over ours; taps outside the image are left "
+        "out, so it can pass 1."
+    )
+    return "\n\n".join([about, table(titles, lines), _bullets(_means(all_rows))])
+
+
+def _means(all_rows: dict[str, Rows]) -> list[str]:
+    """The means of each operation's ratios and efficiencies."""
     means = []
     for section, rows in all_rows.items():
         title, theirs = OPERATIONS[section]
@@ -425,13 +445,7 @@ def _readme_operations(figures: dict[str, Any], sections: list[str]) -> str:
             values = {name: row[key] for name, row in rows.items() if key in row}
             if values:
                 means.append(f"{what}: {summary(values, low_is_good=key == 'ratio')}")
-    about = (
-        f"{provenance(run)}. float32, medians; torch's convolution of the same shape is timed in "
-        "the same run. Efficiency is the time that the machine's arithmetic (every tap counted, as "
-        "in a convolution), memory and latency ask for, over ours; taps outside the image are left "
-        "out, so it can pass 1."
-    )
-    return "\n\n".join([about, table(titles, lines), _bullets(means)])
+    return means
 
 
 def write_readme(path: Path, section: str) -> None:
