@@ -119,7 +119,7 @@ void carry_out(const detail::Filter<T>& filter, const FilterPlan& plan) {
   constexpr std::size_t fence = 256;
 #endif
   constexpr unsigned char canary = 0xa5;
-  const std::size_t bytes = cpu::workspace_size<T>(plan, cpu::clipped(filter.sizes));
+  const std::size_t bytes = cpu::workspace_size<T>(plan, detail::clipped(filter.sizes));
   const Aligned memory(fence + bytes + fence);
   std::fill_n(memory.data(), fence + bytes + fence, canary);
   std::fill_n(memory.data() + fence, bytes, static_cast<unsigned char>(0xff));
@@ -187,7 +187,7 @@ class NoPlan : public ::testing::Test {
     SCOPED_TRACE(::testing::Message() << (operation == Operation::solve ? "solve, " : "conv, ") << problem << ", in "
                                       << where.in.name << ", weight " << where.weight.name << ", out " << where.out.name
                                       << (where.framed ? ", framed" : "") << (where.in_place ? ", in place" : ""));
-    const detail::Sizes sizes = cpu::clipped(sizes_of(problem));
+    const detail::Sizes sizes = detail::clipped(sizes_of(problem));
     const Array<T> weight(taps != nullptr ? *taps : random_weight(random_, problem.weight, problem.options, 0.9),
                           where.weight);
     const Array<T> in(images != nullptr ? *images : random_images(random_, problem.image), where.in);
@@ -405,7 +405,7 @@ void check_pipelines(Operation operation, const Problem& problem, int rounds) {
   Random random(2);
   const Array<T> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
   const Array<T> in(random_images(random, problem.image), contiguous);
-  const detail::Sizes sizes = cpu::clipped(sizes_of(problem));
+  const detail::Sizes sizes = detail::clipped(sizes_of(problem));
   const Machine machine = cpu::this_machine<T>();
   const Array<T> plain(problem.image), out(problem.image);
   carry_out<T>(filter_of<T>(operation, problem, in.view(), weight.view(), plain.view()),
@@ -575,8 +575,8 @@ TEST(ChosenPlan, HoldsEachImageOnceAndAsksForNoIdleThreads) {
   Random random(3);
   for (int trial = 0; trial < 1000; ++trial) {
     const detail::Sizes sizes =
-        cpu::clipped({random.integer(1, 130), random.integer(1, 3), random.integer(1, 60), random.integer(1, 90),
-                      random.integer(1, 90), random.integer(1, 20), random.integer(1, 20)});
+        detail::clipped({random.integer(1, 130), random.integer(1, 3), random.integer(1, 60), random.integer(1, 90),
+                         random.integer(1, 90), random.integer(1, 20), random.integer(1, 20)});
     const int threads = static_cast<int>(random.integer(1, 16));
     for (const Operation operation : both) {
       const FilterPlan plan = cpu::plan_filter(random.coin() ? avx512_like : avx2_like, operation, sizes, threads);
