@@ -291,13 +291,11 @@ TYPED_TEST(Kernels, ManyGroups) {      // more than a launch takes
   for (Index group = 0; group < how.groups; ++group) {
     how.corners.push_back(random.pick(all_corners));
   }
-  for (const Index kernel : {2, 3}) {
-    for (const Index rows : {3, 34}) {
-      const Problem problem = make_problem({1, how.groups, rows, 3}, kernel, kernel, how);
-      check_filter<TypeParam>(Operation::solve, problem, random);
-      check_filter<TypeParam>(Operation::conv, problem, random);
-    }
-  }
+  const Problem small = make_problem({1, how.groups, 3, 3}, 2, 2, how);
+  check_filter<TypeParam>(Operation::solve, small, random);
+  check_filter<TypeParam>(Operation::conv, small, random);
+  check_filter<TypeParam>(Operation::solve, make_problem({1, how.groups, 34, 3}, 3, 3, how),
+                          random);  // two strips each
   how.transpose = false;
   check_weight_grad<TypeParam>(make_problem({1, how.groups, 3, 3}, 2, 2, how), random);
 }
