@@ -52,11 +52,13 @@ __global__ void __launch_bounds__(32, 1)
   // By age: [i][j][output][input]. More of them than this would leave no registers for the rest.
   constexpr bool in_registers = K * K * C * C * sizeof(A) <= 100 * sizeof(float);
   A own[in_registers ? K : 1][in_registers ? K : 1][in_registers ? C : 1][in_registers ? C : 1];
-  const auto weight = [&](int i, int j, int o, int c) -> A& {
+  const auto weight = [&](int i, int j, int o, int c) -> auto& {
     if constexpr (in_registers) {
       return own[i][j][o][c];
     } else {
-      return shared_memory<A>()[((i * K + j) * C + o) * C + c];
+      // Read where it is used: all of them at once would spill.
+      volatile A* const all = shared_memory<A>();
+      return all[((i * K + j) * C + o) * C + c];
     }
   };
   INVCONV_UNROLL
