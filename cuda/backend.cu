@@ -7,6 +7,7 @@
 #include "conv_direct.cuh"
 #include "plan.hpp"
 #include "solve_block.cuh"
+#include "solve_image.cuh"
 #include "solve_strips.cuh"
 #include "weight_grad_sums.cuh"
 
@@ -70,6 +71,37 @@ void launch_block(const Plan& plan, const Filter<T>& problem, const Memory<Arith
                       plan.history_in_shared},
            packed, histories);
   });
+}
+
+template <class T, int Taps, int Outputs, int Inputs, int Substituted>
+bool launch_variant(const Plan& plan, const Filter<T>& problem, void* stream) {
+  if (plan.variant != ImageVariant{Taps, Outputs, Inputs, Substituted}) {
+    return false;
+  }
+  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
+    launch(solve_image<T, Taps, Outputs, Inputs, Substituted>,
+           {blocks(Index{plan.batch} * groups.count), static_cast<unsigned>(plan.threads), plan.shared_bytes, stream},
+           groups,
+           ImageShape{plan.shape, plan.swapped, plan.pitch, plan.row_pitch, plan.row_threads, plan.row_groups,
+                      plan.slices});
+  });
+  return true;
+}
+
+template <class T>
+void launch_image(const Plan& plan, const Filter<T>& problem, void* stream) {
+  bool is_launched =
+      launch_variant<T, 3, 3, 3, 12>(plan, problem, stream) || launch_variant<T, 5, 3, 3, 12>(plan, problem, stream) ||
+      launch_variant<T, 7, 3, 3, 12>(plan, problem, stream) || launch_variant<T, 3, 4, 4, 0>(plan, problem, stream) ||
+      launch_variant<T, 5, 4, 4, 0>(plan, problem, stream);
+  if constexpr (sizeof(Arithmetic<T>) == sizeof(float)) {  // in double they have no registers
+    is_launched = is_launched || launch_variant<T, 3, 2, 2, 8>(plan, problem, stream) ||
+                  launch_variant<T, 3, 4, 4, 16>(plan, problem, stream) ||
+                  launch_variant<T, 7, 4, 4, 0>(plan, problem, stream);
+  }
+  if (!is_launched) {
+    throw Error("[cuda] a kernel that the plan names is missing");
+  }
 }
 
 template <class T, int C>
@@ -153,6 +185,8 @@ void run(const Filter<T>& problem, void* workspace, const Cuda& execution) {
         default:
           return launch_strips<T, 4>(plan, problem, memory, execution.stream);
       }
+    case Kernel::image:
+      return launch_image(plan, problem, execution.stream);
     default:
       return launch_block(plan, problem, memory, execution.stream);
   }

@@ -122,6 +122,8 @@ class DeviceGuard {
 }  // namespace invconv::detail::cuda
 
 #define INVCONV_UNROLL _Pragma("unroll")
+#define INVCONV_PRAGMA(text) _Pragma(#text)
+#define INVCONV_UNROLL_BY(times) INVCONV_PRAGMA(unroll times)
 
 #else
 #include "device_on_host.hpp"

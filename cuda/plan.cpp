@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <limits>
 #include <string>
+#include <utility>
 
 namespace invconv::detail::cuda {
 
@@ -56,6 +57,80 @@ void plan_block(Plan& plan, const Device& device, std::size_t element) {
   plan_weight(plan, device, element);
   plan.threads =
       static_cast<int>(std::clamp<std::int64_t>(std::int64_t{plan.line} * plan.lanes, 1, 512) + 31) / 32 * 32;
+}
+
+/// Of channels that a warp substitutes a lane has two.
+constexpr int most_image_channels = 64;
+
+/// The variant for a problem, or one of 0 taps.
+ImageVariant image_variant(const GroupShape& s, std::size_t element) {
+  const int taps = s.kernel_height;
+  if (taps != s.kernel_width || (taps != 3 && taps != 5 && taps != 7) || s.channels > most_image_channels) {
+    return {};
+  }
+  const bool is_float = element == sizeof(float);
+  if (taps == 3 && is_float && s.channels <= 8) {
+    return {3, 2, 2, 8};
+  }
+  if (s.channels <= 12) {
+    return {taps, 3, 3, 12};
+  }
+  if (taps == 3 && is_float && s.channels <= 16) {
+    return {3, 4, 4, 16};
+  }
+  if (taps == 7 && !is_float) {
+    return {};
+  }
+  return {taps, 4, 4, 0};
+}
+
+/// The least odd multiple of 4 that is not below `size`: neighbours at such a distance, read four elements at a time,
+/// lie in different banks.
+int odd_fours(int size) { return (size + 3) / 4 % 2 == 1 ? (size + 3) / 4 * 4 : (size + 3) / 4 * 4 + 4; }
+
+/// Whether an image fits; the plan is complete then.
+bool plan_image(Plan& plan, const Device& device, std::size_t element) {
+  const ImageVariant variant = image_variant(plan.shape, element);
+  Plan image = plan;
+  GroupShape& s = image.shape;
+  if (variant.taps == 0 || std::min(s.height, s.width) > image_rows) {
+    return false;
+  }
+  image.kernel = Kernel::image;
+  image.variant = variant;
+  image.swapped = s.height > s.width;
+  if (image.swapped) {
+    std::swap(s.height, s.width);
+  }
+  const int groups_of_outputs = (s.channels + variant.outputs - 1) / variant.outputs;
+  const int groups_of_inputs = (s.channels + variant.inputs - 1) / variant.inputs;
+  image.slices = groups_of_inputs * (variant.taps / variant.rows_of_taps(element));
+  image.row_threads = groups_of_outputs * image.slices;
+  const int substituting = variant.substituted > 0 ? (s.height + 31) / 32 * 32 : 0;
+  const int summing = std::min(image_sum_threads, variant.most_threads(element) - substituting);
+  if (image.row_threads > summing) {
+    return false;
+  }
+  image.row_groups = std::min(summing / image.row_threads, s.height);
+  image.pitch = odd_fours(
+      std::max({groups_of_outputs * variant.outputs, groups_of_inputs * variant.inputs, variant.substituted}));
+  // From a row to the next on a diagonal it is a row less a pixel.
+  const std::int64_t row = std::int64_t{s.width} * image.pitch;
+  image.row_pitch = narrowed(row + ((row - image.pitch) / 4 % 2 == 0 ? 4 : 0), "elements of a row");
+  // The weight takes the place of the parts before there are any.
+  const std::int64_t parts = 2 * std::int64_t{image.slices} * s.height * image.pitch;
+  const std::int64_t weight = std::int64_t{variant.taps * variant.taps - 1} * groups_of_inputs * variant.inputs *
+                              groups_of_outputs * variant.outputs;
+  const std::int64_t elements = std::int64_t{s.height} * image.row_pitch +
+                                std::int64_t{std::max(variant.substituted, s.channels)} * image.pitch +
+                                std::max(parts, weight);
+  image.shared_bytes = product(element, {elements});
+  if (image.shared_bytes > device.shared_bytes) {
+    return false;
+  }
+  image.threads = (image.row_groups * image.row_threads + 31) / 32 * 32 + substituting;
+  plan = image;
+  return true;
 }
 
 void plan_strips(Plan& plan, std::size_t element) {
@@ -122,7 +197,7 @@ Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool un
     plan_sums(plan);
   } else if (s.channels <= strips_channels && s.kernel_height == strips_kernel && s.kernel_width == strips_kernel) {
     plan_strips(plan, element);
-  } else {
+  } else if (!plan_image(plan, device, element)) {
     plan_block(plan, device, element);
   }
   return plan;

@@ -16,7 +16,8 @@ struct Device {
 };
 
 enum class Kernel {
-  block,   // solve: one thread block for an image and a group, with the last anti-diagonals in shared memory
+  image,   // solve, square kernels: one thread block for an image and a group, all of it in shared memory
+  block,   // solve, any shape: likewise, with the last anti-diagonals in shared memory
   strips,  // solve, 3 x 3 taps and few channels: 32 rows in the lanes of a warp, strip after strip in a pipeline
   direct,  // conv: each output by itself
   sums,    // weight_grad: sums over parts of the images, then over the parts
@@ -28,17 +29,35 @@ struct GroupShape {
   bool unit_diagonal;
 };
 
+/// What solve_image is instantiated for: the taps of a side, a thread's outputs and inputs, and the most channels that
+/// one thread substitutes (0: a warp does). It does not list them all: backend.cu does.
+struct ImageVariant {
+  int taps, outputs, inputs, substituted;
+  friend bool operator==(const ImageVariant&, const ImageVariant&) = default;
+
+  /// Rows of taps that a thread has the weights of, where an element of the arithmetic has so many bytes.
+  constexpr int rows_of_taps(std::size_t element) const { return taps == 3 && element == 4 ? taps : 1; }
+  /// The most threads of a block: 8 warps may have 255 registers each, 12 warps 168.
+  constexpr int most_threads(std::size_t element) const {
+    const std::size_t numbers = static_cast<std::size_t>(rows_of_taps(element) * taps * outputs * inputs);
+    return numbers * element > 84 * 4 ? 256 : 384;
+  }
+};
+
 struct Plan {
   Kernel kernel;
   GroupShape shape;
   int groups, batch;
-  int threads;        // of a block
-  int lanes = 0;      // block, direct: lanes that share a pixel
-  int padded = 0;     // block, direct: output channels of a packed weight
-  int diagonals = 0;  // block: that are kept
-  int line = 0;       // block: pixels of a diagonal, at most
-  int strips = 0;     // strips: of an image
-  int parts = 0;      // sums
+  int threads;             // of a block
+  int lanes = 0;           // block, direct: lanes that share a pixel
+  int padded = 0;          // block, direct: output channels of a packed weight
+  int diagonals = 0;       // block: that are kept
+  int line = 0;            // block: pixels of a diagonal, at most
+  int strips = 0;          // strips: of an image
+  ImageVariant variant{};  // image, and all that follows:
+  bool swapped = false;    // whether its rows are the columns
+  int pitch = 0, row_pitch = 0, row_threads = 0, row_groups = 0, slices = 0;
+  int parts = 0;  // sums
   bool weight_in_shared = false, history_in_shared = false;
   std::size_t shared_bytes = 0;
   std::size_t waiting_bytes = 0;  // direct: more of them, where the result is written over the input
@@ -50,6 +69,9 @@ struct Plan {
 
 /// The most channels of the layout strips.
 inline constexpr int strips_channels = 4, strips_kernel = 3, strip_rows = 32;
+
+/// image: the threads that sum, and the rows, at most.
+inline constexpr int image_sum_threads = 256, image_rows = 64;
 
 /// Columns that a strip hands over at a time.
 inline constexpr int strip_columns = 16;

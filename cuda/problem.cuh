@@ -50,6 +50,11 @@ struct Steps {
 
 template <class T>
 struct FilterGroup : Filter<T>::Group {
+  __device__ void swap_rows_and_columns() {
+    swap(this->in);
+    swap(this->out);
+    swap(this->weight);
+  }
   __host__ __device__ void move(const Steps& steps, Index times) {
     this->in.data += steps.a * times;
     this->out.data += steps.b * times;
@@ -58,6 +63,14 @@ struct FilterGroup : Filter<T>::Group {
   static Steps between(const FilterGroup& from, const FilterGroup& to, Index times) {
     return {(to.in.data - from.in.data) / times, (to.out.data - from.out.data) / times,
             (to.weight.data - from.weight.data) / times};
+  }
+
+ private:
+  template <class Strided>
+  static __device__ void swap(Strided& of) {
+    const Index row = of.row;
+    of.row = of.column;
+    of.column = row;
   }
 };
 

@@ -9,6 +9,7 @@
 #include "cuda_on_host.hpp"
 
 #define INVCONV_UNROLL
+#define INVCONV_UNROLL_BY(times)
 
 namespace invconv::detail::cuda {
 

@@ -2,6 +2,7 @@
 // schedules of threads and blocks; and that these tests would find a missing barrier.
 
 #include <algorithm>
+#include <array>
 #include <set>
 #include <vector>
 
@@ -80,6 +81,9 @@ void run(Operation operation, const View<T>& in, const View<T>& weight, const Vi
 /// Whether products are fused on this CPU; else its results differ by rounding.
 bool has_fused_products() { return std::string(instruction_set()) != "baseline"; }
 
+/// Whether a kernel's order of operations is the CPU's.
+bool has_order_of_cpu(Kernel kernel) { return kernel != Kernel::image; }
+
 template <class T>
 void check_filter(Operation operation, const Problem& problem, Random& random) {
   const bool in_place = random.integer(0, 3) == 0;
@@ -96,7 +100,8 @@ void check_filter(Operation operation, const Problem& problem, Random& random) {
   EXPECT_TRUE(same_bits(in.buffer(), in_before)) << "the input was written";
   EXPECT_TRUE(same_bits(weight.buffer(), weight_before)) << "the weight was written";
   EXPECT_TRUE(out.gaps_are_intact());
-  if (has_fused_products()) {
+  const bool same_order = is_empty(problem) || has_order_of_cpu(plan_of<T>(operation, problem).kernel);
+  if (same_order && has_fused_products()) {
     ASSERT_TRUE(same_bits(out.elements(), expected.elements())) << (in_place ? "in place" : "");
   } else {
     expect_within_bound<T>(operation, in.dense(), weight.dense(), out.dense(), problem.options);
@@ -134,6 +139,17 @@ Problem random_strips(Random& random) {
   const Index rows = random.integer(0, 3) > 0 ? random.integer(3, 40) : random.integer(60, 100);
   const Index columns = random.integer(0, 2) > 0 ? random.integer(3, 20) : random.integer(30, 50);
   return make_problem({random.integer(1, 3), how.groups * random.integer(1, 4), rows, columns}, 3, 3, how);
+}
+
+/// A problem for images: square kernels, and channels on both sides of every number that a variant or a warp ends at.
+Problem random_image(Random& random) {
+  constexpr Index channels[] = {1, 2, 3, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 20, 24, 25, 31, 33, 40};
+  const Options how = random_options(random, {1, 1, 1, 2, 3});
+  const Index per_group = random.pick(channels), most = per_group > 12 ? 5 : random.integer(0, 3) > 0 ? 9 : 20;
+  constexpr Index sides[] = {3, 3, 5, 7};
+  const Index taps = random.pick(sides);
+  const auto side = [&] { return random.integer(taps, std::max(most, taps + 1)); };
+  return make_problem({random.integer(1, 2), how.groups * per_group, side(), side()}, taps, taps, how);
 }
 
 /// Channels on both sides of 32, of which a warp's lanes are outputs.
@@ -176,6 +192,72 @@ TYPED_TEST(Kernels, SolveByBlocks) {
     }
   }
   EXPECT_GE(seen.size(), trials > 100 ? 4u : 1u);
+}
+
+TYPED_TEST(Kernels, SolveByImages) {
+  Random random(11);
+  std::set<std::array<int, 4>> variants;
+  std::set<bool> swapped, rows_at_once;
+  most_shared_bytes = 227 * 1024;
+  for (int trial = 0, done = 0; done < trials; ++trial) {
+    const Problem problem = random_image(random);
+    SCOPED_TRACE(::testing::Message() << problem);
+    const auto plan = plan_of<TypeParam>(Operation::solve, problem);
+    if (plan.kernel != Kernel::image) {
+      continue;
+    }
+    variants.insert({plan.variant.taps, plan.variant.outputs, plan.variant.inputs, plan.variant.substituted});
+    swapped.insert(plan.swapped);
+    rows_at_once.insert(plan.row_groups < plan.shape.height);
+    check_filter<TypeParam>(Operation::solve, problem, random);
+    ++done;
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+  if (trials > 100) {
+    EXPECT_EQ(variants.size(), (std::is_same_v<TypeParam, double> ? 5u : 8u));
+    EXPECT_EQ(swapped.size(), 2u);
+    EXPECT_EQ(rows_at_once.size(), 2u);
+  }
+}
+
+TYPED_TEST(Kernels, SolveOfImagesWithMoreRowsThanAWarp) {
+  Random random(12);
+  most_shared_bytes = 227 * 1024;
+  for (const Problem& problem : {make_problem({1, 6, 33, 40}, 3, 3, {}), make_problem({1, 2, 40, 34}, 5, 5, {}),
+                                 make_problem({1, 64, 3, 3}, 3, 3, {})}) {
+    if (plan_of<TypeParam>(Operation::solve, problem).kernel == Kernel::image) {
+      check_filter<TypeParam>(Operation::solve, problem, random);
+    } else {
+      EXPECT_TRUE((std::is_same_v<TypeParam, double>)) << problem;  // whose weight needs twice as much
+    }
+  }
+}
+
+TYPED_TEST(Kernels, NoBatchChangesABit) {
+  using T = TypeParam;
+  Random random(13);
+  most_shared_bytes = 227 * 1024;
+  for (const Problem& problem : {make_problem({3, 12, 6, 7}, 3, 3, {}), make_problem({3, 17, 4, 4}, 3, 3, {}),
+                                 make_problem({3, 2, 40, 5}, 3, 3, {}), make_problem({3, 6, 4, 9}, 2, 3, {})}) {
+    const Array<T> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
+    const Array<T> in(random_images(random, problem.image), contiguous), out(problem.image);
+    draw_schedule(random);
+    run<T>(Operation::solve, in.view(), weight.view(), out.view(), {}, Cuda{});
+    const std::vector<T> whole = out.elements();
+    Problem one = problem;
+    one.image[0] = 1;
+    const std::size_t size = whole.size() / 3;
+    for (Index image = 0; image < 3; ++image) {
+      const Array<T> alone(one.image);
+      const View<T> from{&in.at(image, 0, 0, 0), one.image, in.view().stride};
+      draw_schedule(random);
+      run<T>(Operation::solve, from, weight.view(), alone.view(), {}, Cuda{});
+      const auto begin = whole.begin() + static_cast<std::ptrdiff_t>(size) * image;
+      EXPECT_TRUE(same_bits(alone.elements(), std::vector<T>(begin, begin + static_cast<std::ptrdiff_t>(size))));
+    }
+  }
 }
 
 TYPED_TEST(Kernels, SolveOfDiagonalsLongerThanABlock) {
@@ -303,7 +385,8 @@ TYPED_TEST(Kernels, ManyGroups) {      // more than a launch takes
 
 TYPED_TEST(Kernels, InfinityMeetsNothingOutsideTheImage) {
   using T = TypeParam;
-  for (const Index channels : {2, 6}) {
+  most_shared_bytes = 227 * 1024;
+  for (const Index channels : {2, 6, 18}) {
     const Problem problem = make_problem({1, channels, 4, 5}, 3, 3, {});
     Random random(7);
     Dense taps = random_weight(random, problem.weight, problem.options, 0.9);
@@ -358,7 +441,8 @@ TEST(Mistakes, AMissingBarrierIsFound) {
   // Several warps, so that barriers are what orders them; the first pixel's needs a diagonal that another warp packs.
   Options how;
   how.unit_diagonal = false;
-  const Problem problem = make_problem({1, 5, 20, 20}, 3, 3, how);
+  const Problem problem = make_problem({1, 5, 20, 20}, 3, 4, how);
+  ASSERT_EQ(plan_of<float>(Operation::solve, problem).kernel, Kernel::block);
   const auto correct = results(problem, -1, -1);
   ASSERT_EQ(correct.size(), 1u);
   const int barriers = last_launch().barriers;
@@ -371,6 +455,28 @@ TEST(Mistakes, AMissingBarrierIsFound) {
       EXPECT_TRUE(found.size() > 1 || found != correct) << "barrier " << dropped;
     }
   }
+}
+
+TEST(Mistakes, EachMissingBarrierOfImagesIsFound) {
+  // One thread for a pixel's channels, also with its parts added up before, and a warp for them; several rows at once.
+  most_shared_bytes = 227 * 1024;
+  for (const Problem& problem : {make_problem({1, 6, 8, 8}, 3, 3, {}), make_problem({1, 6, 6, 7}, 5, 5, {}),
+                                 make_problem({1, 20, 5, 5}, 3, 3, {})}) {
+    SCOPED_TRACE(::testing::Message() << problem);
+    ASSERT_EQ(plan_of<float>(Operation::solve, problem).kernel, Kernel::image);
+    const auto correct = results(problem, -1, -1);
+    ASSERT_EQ(correct.size(), 1u);
+    const int barriers = last_launch().barriers, diagonals = static_cast<int>(problem.image[2] + problem.image[3]) - 1;
+    const int of_a_diagonal = (barriers - 3) / diagonals;
+    for (int dropped = 0; dropped < barriers; ++dropped) {
+      const auto found = results(problem, dropped, -1);
+      if (dropped >= 2 && dropped + 1 < 3 + of_a_diagonal) {
+        continue;  // on the first diagonal there is nothing to add: all parts are 0
+      }
+      EXPECT_TRUE(found.size() > 1 || found != correct) << "barrier " << dropped << " of " << barriers;
+    }
+  }
+  most_shared_bytes = 48 * 1024;
 }
 
 TEST(Mistakes, AMissingWarpBarrierIsFound) {
