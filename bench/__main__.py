@@ -15,9 +15,10 @@ try:
     from rich.table import Table
 
     import invconv
+    from invconv._core import has_cuda
 
     from . import core as cpp
-    from . import operations, peers, report, results, scaling, timing
+    from . import operations, peers, plans, report, results, scaling, timing
     from .results import Rows
     from .shapes import SHAPES, SQUARES, TINY, Shape
 except ModuleNotFoundError as error:
@@ -178,6 +179,19 @@ def peers_(
     _show(report.PEER_TITLES, report.peer_rows(rows), run)
     _show(report.BEST_TITLES, report.best_rows(rows), run)
     _keep("squares" if squares else "peers", rows, run, save)
+
+
+@app.command(name="plans")
+def plans_(
+    save: Annotated[bool, typer.Option("--save", help="Put the table into docs/cuda.md.")] = False,
+) -> None:
+    """Show which CUDA kernel each standard shape takes, in float32; no device is needed."""
+    if not has_cuda():
+        console.print("this build has no CUDA kernels: build it where nvcc is found")
+        raise typer.Exit(1)
+    _say([plans.section(SHAPES)])
+    if save:
+        plans.write(SHAPES, results.ROOT / "docs" / "cuda.md")
 
 
 @app.command(name="report")

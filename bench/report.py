@@ -448,17 +448,17 @@ def _means(all_rows: dict[str, Rows]) -> list[str]:
     return means
 
 
-def write_readme(path: Path, section: str) -> None:
+def replace_section(path: Path, begin: str, end: str, section: str) -> None:
     """Put the section between the markers.
 
     Raises:
         ValueError: If the file does not have both markers.
     """
     text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"expected {BEGIN} and {END} in {path}")
-    pattern = re.compile(f"{BEGIN}.*{END}", re.DOTALL)
-    path.write_text(pattern.sub(lambda _: f"{BEGIN}\n{section}\n{END}", text))
+    if begin not in text or end not in text:
+        raise ValueError(f"expected {begin} and {end} in {path}")
+    pattern = re.compile(f"{begin}.*{end}", re.DOTALL)
+    path.write_text(pattern.sub(lambda _: f"{begin}\n{section}\n{end}", text))
 
 
 def write(results: dict[str, dict[str, Any]], root: Path) -> list[Path]:
@@ -467,5 +467,5 @@ def write(results: dict[str, dict[str, Any]], root: Path) -> list[Path]:
     drawn = {name: plots(name, figures, docs) for name, figures in results.items()}
     page, readme = docs / "benchmarks.md", root / "README.md"
     page.write_text(full_page(results, drawn))
-    write_readme(readme, readme_section(results, drawn))
+    replace_section(readme, BEGIN, END, readme_section(results, drawn))
     return [page, readme, *(docs / file for files in drawn.values() for file in files.values())]

@@ -146,6 +146,24 @@ std::size_t workspace_size(Operation operation, const Shape& image, const Shape&
 }
 
 template <class T>
+PlanInfo describe_plan(Operation operation, const Shape& image, const Shape& weight, const Options& options,
+                       const Execution& requested, std::size_t shared_bytes) {
+  const char* const function = "describe_plan";
+  const Sizes sizes = check_images(function, "image", image, weight, options);
+  if (operation == Operation::solve_backward) {
+    throw Error("[describe_plan] expected solve, conv or weight_grad, but got solve_backward, which is two of them");
+  }
+  const Execution execution = settled(function, requested);
+  if (is_empty(sizes)) {
+    return {};
+  }
+  if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
+    return cuda::describe<T>(operation, sizes, *on_cuda, shared_bytes);
+  }
+  return cpu::describe<T>(operation, sizes, std::get<Cpu>(execution));
+}
+
+template <class T>
 void solve(In<T> y, In<T> weight, View<T> x, const Options& options, Workspace workspace, const Execution& execution) {
   filter<T>("solve", Operation::solve, "y", y, weight, "x", x, options, workspace, execution);
 }
@@ -282,10 +300,16 @@ bool has_cuda() { return cuda::has_kernels(); }
 
 int cuda_devices() { return cuda::devices(); }
 
+CudaInfo cuda_info() { return cuda::info(); }
+
+void synchronize(const Cuda& execution) { cuda::synchronize(execution); }
+
 const char* instruction_set() { return cpu::kernels<float>().name; }
 
 #define INVCONV_INSTANTIATE(T)                                                                                         \
   template std::size_t workspace_size<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&);     \
+  template PlanInfo describe_plan<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&,          \
+                                     std::size_t);                                                                     \
   template void solve<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                          \
   template void conv<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                           \
   template void weight_grad<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                    \

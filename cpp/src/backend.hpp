@@ -90,9 +90,15 @@ struct Correlation {
 
 namespace cpu {
 INVCONV_BACKEND(Cpu)
-}
+template <class T>
+PlanInfo describe(Operation operation, const Sizes& sizes, const Cpu& execution);
+}  // namespace cpu
 namespace cuda {
 INVCONV_BACKEND(Cuda)
+template <class T>
+PlanInfo describe(Operation operation, const Sizes& sizes, const Cuda& execution, std::size_t shared_bytes);
+void synchronize(const Cuda& execution);
+CudaInfo info();
 int devices();
 bool has_kernels();
 }  // namespace cuda

@@ -6,14 +6,19 @@
 // by the library.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -315,22 +320,37 @@ bool weight_grad(nb::handle x, nb::handle g, nb::handle dw, nb::handle corner, n
 }
 
 bool solve_backward(nb::handle x, nb::handle g, nb::handle weight, nb::handle dy, nb::handle dw, nb::handle corner,
-                    nb::handle unit_diagonal, nb::handle groups, nb::handle transpose) {
+                    nb::handle unit_diagonal, nb::handle groups, nb::handle transpose, nb::handle where) {
   invconv::Options options;
+  Place place;
   const Array solved(x), incoming(g), taps(weight), to(dy, true), to_taps(dw, true);
   if (!solved.plain() || !incoming.plain() || !taps.plain() || !to.plain() || !to_taps.plain() ||
       !incoming.same_kind(solved) || !to.same_kind(solved) || taps.axes() != 4 || taps.type() != solved.type() ||
       !to_taps.same_kind(taps) || !read(corner, unit_diagonal, groups, options) ||
-      !read(transpose, options.transpose)) {
+      !read(transpose, options.transpose) || !read(where, place)) {
     return false;
   }
   with_type(solved.type(), [&](auto zero) {
     using T = decltype(zero);
     const nb::gil_scoped_release unlocked;
     invconv::solve_backward<T>(solved.view<const T>(), incoming.view<const T>(), taps.view<const T>(), to.view<T>(),
-                               to_taps.view<T>(), options, {}, invconv::Cpu{});
+                               to_taps.view<T>(), options, place.workspace, place.execution);
   });
   return true;
+}
+
+/// Calls `body` with the operation and a value of the storage type.
+template <class Body>
+auto with_names(const char* function, std::string_view operation, std::string_view dtype, Body&& body) {
+  constexpr std::string_view names[] = {"solve", "conv", "weight_grad", "solve_backward"};
+  const auto found = std::find(std::begin(names), std::end(names), operation);
+  const auto type = find_type(dtype);
+  if (found == std::end(names) || !type) {
+    throw nb::value_error(
+        ("[" + std::string(function) + "] expected the names of an operation and of a dtype").c_str());
+  }
+  const auto which = static_cast<invconv::Operation>(found - std::begin(names));
+  return with_type(*type, [&](auto zero) { return body(which, zero); });
 }
 
 /// Bytes of the workspace that a call needs on a CUDA device.
@@ -339,16 +359,70 @@ std::size_t workspace_size(std::string_view operation, std::string_view dtype,
                            std::int64_t groups, int device) {
   invconv::Options options;
   options.groups = groups;
-  constexpr std::string_view names[] = {"solve", "conv", "weight_grad", "solve_backward"};
-  const auto found = std::find(std::begin(names), std::end(names), operation);
-  const auto type = find_type(dtype);
-  if (found == std::end(names) || !type) {
-    throw nb::value_error("[workspace_size] expected the names of an operation and of a dtype");
-  }
-  const auto which = static_cast<invconv::Operation>(found - std::begin(names));
-  return with_type(*type, [&](auto zero) {
+  return with_names("workspace_size", operation, dtype, [&](invconv::Operation which, auto zero) {
     return invconv::workspace_size<decltype(zero)>(which, images, weight, options, invconv::Cuda{device});
   });
+}
+
+invconv::PlanInfo describe_plan(std::string_view operation, std::string_view dtype,
+                                const std::array<std::int64_t, 4>& images, const std::array<std::int64_t, 4>& weight,
+                                std::int64_t groups, std::optional<int> device, std::size_t shared_bytes) {
+  invconv::Options options;
+  options.groups = groups;
+  const invconv::Execution execution =
+      device ? invconv::Execution(invconv::Cuda{*device}) : invconv::Execution(invconv::Cpu{});
+  return with_names("describe_plan", operation, dtype, [&](invconv::Operation which, auto zero) {
+    return invconv::describe_plan<decltype(zero)>(which, images, weight, options, execution, shared_bytes);
+  });
+}
+
+/// What a DLPack capsule describes, for as long as it lives; it is not consumed.
+nb::tuple read_dlpack(nb::handle capsule) {
+  struct Versioned {  // of DLPack 1
+    std::uint32_t major, minor;
+    void* context;
+    void (*deleter)(Versioned*);
+    std::uint64_t flags;
+    nb::dlpack::dltensor tensor;
+  };
+  const nb::dlpack::dltensor* tensor = nullptr;
+  bool read_only = false;
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    tensor = static_cast<const nb::dlpack::dltensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    const auto* versioned = static_cast<const Versioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    if (versioned->major != 1) {
+      throw nb::buffer_error("DLPack of another major version than 1");
+    }
+    tensor = &versioned->tensor;
+    read_only = versioned->flags & 1;
+  } else {
+    throw nb::type_error("no DLPack capsule, or one that is used up");
+  }
+  if (tensor->dtype.lanes != 1) {
+    throw nb::buffer_error("elements of several lanes");
+  }
+  constexpr const char* kinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  const auto code = std::size_t{tensor->dtype.code};
+  const std::string dtype = (code < std::size(kinds) ? kinds[code] : "code" + std::to_string(code) + "_") +
+                            std::to_string(tensor->dtype.bits);
+  nb::list shape, strides;
+  std::int64_t dense = 1;
+  for (std::int32_t axis = 0; axis < tensor->ndim; ++axis) {
+    shape.append(tensor->shape[axis]);
+  }
+  for (std::int32_t axis = tensor->ndim; axis-- > 0; dense *= tensor->shape[axis]) {
+    // Without strides it is dense, in row-major order.
+    strides.insert(0, tensor->strides == nullptr ? dense : tensor->strides[axis]);
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(tensor->data) + tensor->byte_offset;
+  return nb::make_tuple(static_cast<int>(tensor->device.device_type), static_cast<int>(tensor->device.device_id),
+                        address, dtype, nb::tuple(shape), nb::tuple(strides), read_only);
+}
+
+void synchronize(int device, std::intptr_t stream) {
+  const nb::gil_scoped_release unlocked;
+  invconv::synchronize({device, reinterpret_cast<void*>(stream)});
 }
 
 /// A number, or None: `function` of the weight's view, the size and the options.
@@ -384,6 +458,14 @@ nb::object growth(nb::handle weight, nb::handle height, nb::handle width, nb::ha
 
 NB_MODULE(_core, m) {
   m.doc() = "The compiled core of invconv. Use the functions of the package itself.";
+  nb::register_exception_translator([](const std::exception_ptr& error, void*) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const invconv::DeviceError& failure) {  // all others are ValueError
+      PyErr_SetString(PyExc_RuntimeError, failure.what());
+    }
+  });
+
   m.def("version", [] { return INVCONV_VERSION; }, "The version of the library.");
 
   m.def("solve", &filter<invconv::Operation::solve>, "y"_a.none(), "weight"_a.none(), "x"_a.none(), "corner"_a.none(),
@@ -405,10 +487,11 @@ NB_MODULE(_core, m) {
         "whether they are; `where` as in solve.");
   m.def("solve_backward", &solve_backward, "x"_a.none(), "g"_a.none(), "weight"_a.none(), "dy"_a.none(), "dw"_a.none(),
         "corner"_a.none(), "unit_diagonal"_a.none(), "groups"_a.none(), "transpose"_a.none(),
+        "where"_a.none() = nb::none(),
         nb::sig("def solve_backward(x: object, g: object, weight: object, dy: object, dw: object, corner: object, "
-                "unit_diagonal: object, groups: object, transpose: object) -> bool"),
+                "unit_diagonal: object, groups: object, transpose: object, where: object = None) -> bool"),
         "Write both gradients of x = M^-1 y for an incoming g into dy and dw, which overlap with nothing, if the "
-        "arguments are plain, and say whether they are.");
+        "arguments are plain, and say whether they are; `where` as in solve.");
   m.def("logabsdet", &logabsdet, "weight"_a.none(), "height"_a.none(), "width"_a.none(), "corner"_a.none(),
         "unit_diagonal"_a.none(), "groups"_a.none(),
         nb::sig("def logabsdet(weight: object, height: object, width: object, corner: object, "
@@ -423,6 +506,39 @@ NB_MODULE(_core, m) {
         nb::sig("def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], "
                 "groups: int, device: int) -> int"),
         "Bytes of the workspace that an operation needs on a CUDA device.");
+  m.def(
+      "read_dlpack", &read_dlpack, "capsule"_a,
+      nb::sig("def read_dlpack(capsule: object) -> tuple[int, int, int, str, tuple[int, ...], tuple[int, ...], bool]"),
+      "What a DLPack capsule describes for as long as it lives: kind and number of the device, address, name of the "
+      "dtype, shape, strides in elements, and whether it is read-only. It is not consumed.");
+  nb::class_<invconv::PlanInfo>(m, "PlanInfo", "How a call is carried out.")
+      .def_ro("kernel", &invconv::PlanInfo::kernel)
+      .def_ro("threads", &invconv::PlanInfo::threads)
+      .def_ro("launches", &invconv::PlanInfo::launches)
+      .def_ro("shared_bytes", &invconv::PlanInfo::shared_bytes)
+      .def_ro("workspace_bytes", &invconv::PlanInfo::workspace_bytes);
+  m.def(
+      "describe_plan", &describe_plan, "operation"_a, "dtype"_a, "images"_a, "weight"_a, "groups"_a,
+      "device"_a = nb::none(), "shared_bytes"_a = 0,
+      nb::sig("def describe_plan(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], "
+              "groups: int, device: int | None = None, shared_bytes: int = 0) -> PlanInfo"),
+      "The plan of an operation on a CUDA device, or on the CPU for None. `shared_bytes`, if not 0, stands for what a "
+      "thread block of the device may have, and no device is looked at.");
+  nb::class_<invconv::CudaDevice>(m, "CudaDevice", "A CUDA device.")
+      .def_ro("name", &invconv::CudaDevice::name)
+      .def_ro("major", &invconv::CudaDevice::major)
+      .def_ro("minor", &invconv::CudaDevice::minor)
+      .def_ro("memory_bytes", &invconv::CudaDevice::memory_bytes)
+      .def_ro("shared_bytes", &invconv::CudaDevice::shared_bytes);
+  nb::class_<invconv::CudaInfo>(m, "CudaInfo", "CUDA in this build and on this machine.")
+      .def_ro("compiler", &invconv::CudaInfo::compiler)
+      .def_ro("architectures", &invconv::CudaInfo::architectures)
+      .def_ro("runtime", &invconv::CudaInfo::runtime)
+      .def_ro("driver", &invconv::CudaInfo::driver)
+      .def_ro("devices", &invconv::CudaInfo::devices);
+  m.def("cuda_info", &invconv::cuda_info, "CUDA in this build and on this machine.");
+  m.def("cuda_devices", &invconv::cuda_devices, "How many CUDA devices there are.");
+  m.def("synchronize", &synchronize, "device"_a, "stream"_a, "Wait until what was put on a stream is done.");
   m.def("has_cuda", &invconv::has_cuda, "Whether this build has CUDA kernels; it does not look for a device.");
   m.def("num_threads", &invconv::num_threads, "The number of threads that a call may use.");
   m.def("set_num_threads", &invconv::set_num_threads, "threads"_a, "Set the number of threads that a call may use.");

@@ -46,8 +46,9 @@ def solve(
 
     Args:
         y: Images of shape (B, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any
-            strides. A numpy array, a torch tensor or an array that speaks DLPack, on the CPU.
-        weight: Of shape (C, C/groups, kh, kw); the same kind and dtype.
+            strides. A numpy array, a torch tensor or an array that speaks DLPack, on the CPU or,
+            in a build with kernels for it, on a CUDA device.
+        weight: Of shape (C, C/groups, kh, kw); the same kind, dtype and device.
         corner: The padded sides: ``"tl"``, ``"tr"``, ``"bl"``, ``"br"``, or a sequence with one of
             them for each group.
         unit_diagonal: Whether the diagonal of ``A`` counts as 1 and is not read.
@@ -56,13 +57,16 @@ def solve(
         out: Where to write the result: shape and dtype of ``y``. It may be ``y`` itself.
 
     Returns:
-        ``x``, of the kind, shape and dtype of ``y``; ``out`` if it was given. A zero on the
-        diagonal of ``A`` (with ``unit_diagonal=False``) is not looked for: the division by it gives
+        ``x``, of the kind, shape and dtype of ``y`` and on its device; ``out`` if it was given. On
+        CUDA the work is put on the stream that torch or CuPy has in use there; with arrays of other
+        libraries the call waits until it is done. A zero on the diagonal of ``A`` (with ``unit_diagonal=False``) is not looked for: the division by it gives
         inf or NaN as in IEEE arithmetic, which spreads to the pixels that depend on it.
 
     Raises:
-        TypeError: If an argument is of another kind or dtype.
-        ValueError: If shapes, groups or corners do not fit. Nothing has been computed or written.
+        TypeError: If an argument is of another kind or dtype, or on another device.
+        ValueError: If shapes, groups or corners do not fit, or there are no kernels for the device.
+            Nothing has been computed or written.
+        RuntimeError: If a CUDA device or its driver fails.
 
     Example:
         >>> import numpy as np, invconv
@@ -159,6 +163,9 @@ def weight_grad(
     if (torch_layer := _torch_layer(x, g)) is not None:
         result: Array = torch_layer.weight_grad(x, g, kernel_size, corner, unit_diagonal, groups)
         return result
+    if (device_layer := _device_layer(x, g)) is not None:
+        dw_there: Array = device_layer.weight_grad(x, g, kernel_size, corner, unit_diagonal, groups)
+        return dw_there
     x_, g_ = _numpy(function, "x", x), _numpy(function, "g", g)
     _check.image_axes(function, "x", x_.shape)
     _check.same_shape(function, "g", g_.shape, "x", x_.shape)
@@ -170,7 +177,7 @@ def weight_grad(
     )
     corners = _check.corners(function, corner)
     unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    _must(function, _core.weight_grad(x_, g_, dw, corners, unit_diagonal, groups))
+    must(function, _core.weight_grad(x_, g_, dw, corners, unit_diagonal, groups))
     gradient: Array = _like(x, dw)
     return gradient
 
@@ -190,7 +197,8 @@ def logabsdet(
     It is 0 for a unit diagonal, and that of ``M^-1`` is its negative.
 
     Args:
-        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`.
+        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`. Of an array on a CUDA device that is
+            not torch's the weight is copied to the host.
         size: ``(H, W)`` in pixels, or one number for both.
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.
@@ -207,7 +215,7 @@ def logabsdet(
     if (torch_layer := _torch_layer(weight)) is not None:
         return torch_layer.logabsdet(weight, size, corner, unit_diagonal, groups)
     arguments = _weight_arguments(function, weight, size, corner, unit_diagonal, groups)
-    return _must(function, _core.logabsdet(*arguments))
+    return must(function, _core.logabsdet(*arguments))
 
 
 def growth(
@@ -229,7 +237,8 @@ def growth(
     with ``delta_c`` an impulse in channel ``c`` at the corner pixel.
 
     Args:
-        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`.
+        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`. It is computed on the host, to
+            which a weight on a CUDA device is copied.
         size: ``(H, W)`` in pixels, or one number for both.
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.
@@ -247,7 +256,7 @@ def growth(
         norm: float = torch_layer.growth(weight, size, corner, unit_diagonal, groups)
         return norm
     arguments = _weight_arguments(function, weight, size, corner, unit_diagonal, groups)
-    return _must(function, _core.growth(*arguments))
+    return must(function, _core.growth(*arguments))
 
 
 def _torch_layer(*arrays: Any) -> Any:
@@ -259,6 +268,16 @@ def _torch_layer(*arrays: Any) -> Any:
                 from invconv import _torch
 
                 return _torch
+    return None
+
+
+def _device_layer(*arrays: Any) -> Any:
+    """The layer for CUDA devices if one of these arrays, no tensors, is on one, else None."""
+    for array in arrays:
+        if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in CUDA_KINDS:
+            from invconv import _device
+
+            return _device
     return None
 
 
@@ -278,6 +297,8 @@ def _filter(
             return plain
     elif (torch_layer := _torch_layer(images, weight)) is not None:
         return torch_layer.filter(function, name, images, weight, out, options)
+    elif (device_layer := _device_layer(images, weight)) is not None:
+        return device_layer.filter(function, name, images, weight, out, options)
     corner, unit_diagonal, groups, transpose = options
     images_, weight_ = _numpy(function, name, images), _numpy(function, "weight", weight)
     _check.image_axes(function, name, images_.shape)
@@ -294,7 +315,7 @@ def _filter(
         # Written into memory of its own where that is not simply the input's, in place.
         overlaps = np.may_share_memory(result, images_) and not _is_same_view(result, images_)
         target = np.empty(images_.shape, images_.dtype) if overlaps else result
-    _must(function, run(images_, weight_, target, corners, unit_diagonal, groups, transpose))
+    must(function, run(images_, weight_, target, corners, unit_diagonal, groups, transpose))
     if out is None:
         return _like(images, result)
     if target is not result:
@@ -305,6 +326,8 @@ def _filter(
 def _weight_arguments(
     function: str, weight: Any, size: Any, corner: Corner, unit_diagonal: bool, groups: Any
 ) -> tuple[NumpyArray, int, int, tuple[str, ...], bool, int]:
+    if (device_layer := _device_layer(weight)) is not None:
+        weight = device_layer.to_host(function, weight)
     weight_ = _numpy(function, "weight", weight)
     _check.weight_axes(function, weight_.shape)
     height, width = _check.image_size(function, size)
@@ -314,7 +337,7 @@ def _weight_arguments(
     return weight_, height, width, corners, unit_diagonal, groups
 
 
-def _must(function: str, result: Result | Literal[False] | None) -> Result:
+def must(function: str, result: Result | Literal[False] | None) -> Result:
     """Return the core's result, which it has for all that was checked and still cannot be read."""
     if result is None or result is False:
         raise TypeError(f"[{function}] expected arrays that export their memory as buffers")
@@ -352,7 +375,29 @@ def _numpy(function: str, name: str, array: Any) -> NumpyArray:
     return found
 
 
-def _from_dlpack(function: str, name: str, array: Any) -> NumpyArray:
+# DLPack's kinds of devices: memory of a CUDA device, its own or managed.
+CUDA_KINDS = (2, 13)
+_KIND_NAMES = {
+    1: "cpu",
+    2: "cuda",
+    3: "cuda_host",
+    8: "metal",
+    10: "rocm",
+    13: "cuda",
+    14: "oneapi",
+}
+
+
+def device_name(kind: int, number: int) -> str:
+    """Return a name for DLPack's device, in torch's style."""
+    name = _KIND_NAMES.get(kind)
+    if name is None:
+        return f"the DLPack device ({kind}, {number})"
+    return name if kind == 1 else f"{name}:{number}"
+
+
+def dlpack_device(function: str, name: str, array: Any) -> tuple[int, int]:
+    """Return the kind and the number of the device that an array is on."""
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
         is_list = isinstance(array, (list, tuple))
         hint = f"; np.asarray({name}, dtype=np.float32) makes one" if is_list else ""
@@ -361,10 +406,15 @@ def _from_dlpack(function: str, name: str, array: Any) -> NumpyArray:
             f"that speaks DLPack, but got {type(array).__name__}{hint}"
         )
     kind, number = array.__dlpack_device__()
-    if int(kind) != 1:
+    return int(kind), int(number)
+
+
+def _from_dlpack(function: str, name: str, array: Any) -> NumpyArray:
+    kind, number = dlpack_device(function, name, array)
+    if kind != 1:
         raise ValueError(
-            f"[{function}] expected {name} on the CPU, for which alone this build has kernels, "
-            f"but got an array on the DLPack device ({int(kind)}, {number})"
+            f"[{function}] expected arrays on the CPU or a CUDA device, "
+            f"but got {name} on {device_name(kind, number)}"
         )
     try:
         return np.from_dlpack(array)

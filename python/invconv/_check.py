@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from invconv import _core
+
 CORNERS = ("tl", "tr", "bl", "br")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -121,6 +123,15 @@ def dtype(function: str, name: str, got: str, conversion: str | None = None) -> 
         raise TypeError(
             f"[{function}] expected {name} of dtype float16, bfloat16, float32 or float64, "
             f"but got {got}{hint}"
+        )
+
+
+def cuda_kernels(function: str, name: str, device: str) -> None:
+    """Check that this build can compute on a CUDA device, for an array there."""
+    if not _core.has_cuda():
+        raise ValueError(
+            f"[{function}] expected {name} on the CPU, since this build has no CUDA kernels, "
+            f"but got {name} on {device}; built from source where nvcc is found, invconv has them"
         )
 
 

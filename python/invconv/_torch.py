@@ -89,11 +89,12 @@ def _check_tensor(function: str, name: str, tensor: Tensor) -> None:
     """Check layout, device and dtype."""
     if tensor.layout is not torch.strided:
         raise TypeError(f"[{function}] expected {name} to be dense, but got {tensor.layout}")
-    on_device = tensor.is_cuda and _core.has_cuda()
-    if not tensor.is_cpu and not tensor.is_meta and not on_device:
+    if tensor.is_cuda:
+        _check.cuda_kernels(function, name, str(tensor.device))
+    elif not tensor.is_cpu and not tensor.is_meta:
         raise ValueError(
-            f"[{function}] expected {name} on the CPU, for which alone this build has kernels, "
-            f"but got a tensor on {tensor.device}"
+            f"[{function}] expected tensors on the CPU or a CUDA device, "
+            f"but got {name} on {tensor.device}"
         )
     _check.dtype(function, name, _dtype_name(tensor), f"{name}.float()")
 
@@ -146,19 +147,24 @@ def has_values(tensor: Tensor) -> bool:
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
-# The keys by which torch dispatches on a dense tensor on the CPU without a lazy minus sign, wrapper
-# or other extra; made in inference mode, and outside of it.
-_INFERENCE_KEYS = DispatchKeySet(DispatchKey.CPU).add(DispatchKey.AutocastCPU)
-_PLAIN_KEYS = (
-    _INFERENCE_KEYS.add(DispatchKey.ADInplaceOrView).add(DispatchKey.AutogradCPU),
-    _INFERENCE_KEYS,
-)
+def _plain_keys(device: str) -> tuple[DispatchKeySet, DispatchKeySet]:
+    """The keys by which torch dispatches on a dense tensor on a device without a lazy minus sign,
+    wrapper or other extra; made outside of inference mode, and in it.
+    """
+    keys = DispatchKeySet(getattr(DispatchKey, device))
+    inference = keys.add(getattr(DispatchKey, f"Autocast{device}"))
+    autograd = getattr(DispatchKey, f"Autograd{device}")
+    return inference.add(DispatchKey.ADInplaceOrView).add(autograd), inference
+
+
+_PLAIN_ON_CPU = _plain_keys("CPU")
+_PLAIN = (*_PLAIN_ON_CPU, *_plain_keys("CUDA"))
 # Not their subclasses, which may have a say in what functions do.
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def _is_plain(*tensors: Any) -> bool:
-    """Whether only the core needs to see a call: ordinary tensors on the CPU, and nothing watches.
+def _is_plain(*tensors: Any, keys: tuple[DispatchKeySet, ...] = _PLAIN) -> bool:
+    """Whether only the core needs to see a call: ordinary tensors, and nothing watches.
 
     What watches is torch.compile, a tracer, a mode, the profiler, and forward mode. (A transform of
     torch.func wraps the tensors it is concerned with.) Reverse mode does where gradients are
@@ -174,7 +180,7 @@ def _is_plain(*tensors: Any) -> bool:
     ):
         return False
     for tensor in tensors:
-        if type(tensor) not in _PLAIN_TYPES or _dispatch_keys(tensor) not in _PLAIN_KEYS:
+        if type(tensor) not in _PLAIN_TYPES or _dispatch_keys(tensor) not in keys:
             return False
     return True
 
@@ -204,18 +210,8 @@ def _run(function: str, a: Tensor, b: Tensor, out: Tensor, corner: str, *options
     """Call the core on tensors with values, and return ``out``."""
     # Names, so that what the addresses point to lives as long as the call.
     a_, b_ = a.resolve_neg(), b.resolve_neg()
-    run = getattr(_core, function)
-    arguments = (_memory(a_), _memory(b_), _memory(out), _corners(corner), *options)
-    done = False
-    if a.is_cpu and b.is_cpu and out.is_cpu:
-        done = run(*arguments)
-    elif a.is_cuda and a.device == b.device == out.device:
-        # torch's guard: it makes no context on a device that is not in use.
-        with torch.cuda.device(a.device):
-            weight = out if function == "weight_grad" else b
-            workspace = _workspace(function, a, weight.shape, options[1])
-            stream = torch.cuda.current_stream(a.device).cuda_stream
-            done = run(*arguments, (a.device.index, stream, workspace.data_ptr(), workspace.nbytes))
+    weight = out if function == "weight_grad" else b
+    done = _call(function, (a_, b_, out), weight, _corners(corner), *options)
     if not done:
         first, second = _ARGUMENTS[function]
         _check_tensor(function, first, a)
@@ -227,6 +223,21 @@ def _run(function: str, a: Tensor, b: Tensor, out: Tensor, corner: str, *options
             f"but got tensors of the shapes {tuple(a.shape)} and {tuple(b.shape)}"
         )
     return out
+
+
+def _call(function: str, tensors: tuple[Tensor, ...], weight: Tensor, *options: Any) -> bool:
+    """Call the core where the tensors are, and say whether it could; the first is the images."""
+    run = getattr(_core, function)
+    arguments = (*map(_memory, tensors), *options)
+    images, *others = tensors
+    if images.is_cuda and all([t.device == images.device for t in others]):
+        # torch's guard: it makes no context on a device that is not in use.
+        with torch.cuda.device(images.device):
+            workspace = _workspace(function, images, weight.shape, options[2])
+            stream = torch.cuda.current_stream(images.device).cuda_stream
+            where = (images.device.index, stream, workspace.data_ptr(), workspace.nbytes)
+            return bool(run(*arguments, where))
+    return all([t.is_cpu for t in tensors]) and bool(run(*arguments))
 
 
 def _workspace(function: str, images: Tensor, weight: torch.Size, groups: int) -> Tensor:
@@ -409,8 +420,8 @@ class _Solve(torch.autograd.Function):
         corner, unit_diagonal, groups, transpose = ctx.options
         if ctx.needs_input_grad[1] and _is_plain(x, g, weight) and not _records(x, g, weight):
             both = torch.empty_like(x), torch.empty_like(weight)
-            arrays = (_memory(x), _memory(g), _memory(weight), _memory(both[0]), _memory(both[1]))
-            if _core.solve_backward(*arrays, _corners(corner), unit_diagonal, groups, transpose):
+            options = (_corners(corner), unit_diagonal, groups, transpose)
+            if _call("solve_backward", (x, g, weight, *both), weight, *options):
                 return *both, None, None, None, None
         dy = _solve(g, weight, corner, unit_diagonal, groups, not transpose)
         dw = None
@@ -579,7 +590,11 @@ def filter(
 ) -> Tensor:
     """See :func:`invconv.solve` and :func:`invconv.conv`."""
     tensors = (images, weight) if out is None else (images, weight, out)
-    if _is_plain(*tensors) and not _records(*tensors) and not torch.is_autocast_enabled("cpu"):
+    if (
+        _is_plain(*tensors, keys=_PLAIN_ON_CPU)
+        and not _records(*tensors)
+        and not torch.is_autocast_enabled("cpu")
+    ):
         result = torch.empty_like(images) if out is None else out
         run = _core.solve if function == "solve" else _core.conv
         if run(_memory(images), _memory(weight), _memory(result), *options):

@@ -224,7 +224,7 @@ TEST(Errors, CudaIsRefusedWithoutADevice) {
       message_of([] { workspace_size<float>(Operation::solve, {1, 1, 1, 1}, {1, 1, 1, 1}, {}, Cuda{}); });
   EXPECT_EQ(text.rfind("[cuda] the device: ", 0), 0u) << text;
 #else
-  const std::string text = "[cuda] this build of invconv has no CUDA kernels; use the CPU";
+  const std::string text = "[cuda] this build of invconv has no CUDA kernels; use the CPU, or build it where nvcc is found";
 #endif
   const Array<float> images({1, 1, 2, 2}), weight({1, 1, 1, 1}), out({1, 1, 2, 2});
   const std::vector<float> before = out.buffer();

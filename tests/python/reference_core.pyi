@@ -23,9 +23,9 @@ def weight_grad(x: object, g: object, dw: object, corner: object, unit_diagonal:
     Write the derivative of <g, M x> with respect to the weight into dw, if the arguments are plain, and say whether they are; `where` as in solve.
     """
 
-def solve_backward(x: object, g: object, weight: object, dy: object, dw: object, corner: object, unit_diagonal: object, groups: object, transpose: object) -> bool:
+def solve_backward(x: object, g: object, weight: object, dy: object, dw: object, corner: object, unit_diagonal: object, groups: object, transpose: object, where: object = None) -> bool:
     """
-    Write both gradients of x = M^-1 y for an incoming g into dy and dw, which overlap with nothing, if the arguments are plain, and say whether they are.
+    Write both gradients of x = M^-1 y for an incoming g into dy and dw, which overlap with nothing, if the arguments are plain, and say whether they are; `where` as in solve.
     """
 
 def logabsdet(weight: object, height: object, width: object, corner: object, unit_diagonal: object, groups: object) -> float | None:
@@ -36,6 +36,79 @@ def growth(weight: object, height: object, width: object, corner: object, unit_d
 
 def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], groups: int, device: int) -> int:
     """Bytes of the workspace that an operation needs on a CUDA device."""
+
+def read_dlpack(capsule: object) -> tuple[int, int, int, str, tuple[int, ...], tuple[int, ...], bool]:
+    """
+    What a DLPack capsule describes for as long as it lives: kind and number of the device, address, name of the dtype, shape, strides in elements, and whether it is read-only. It is not consumed.
+    """
+
+class PlanInfo:
+    """How a call is carried out."""
+
+    @property
+    def kernel(self) -> str: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def launches(self) -> int: ...
+
+    @property
+    def shared_bytes(self) -> int: ...
+
+    @property
+    def workspace_bytes(self) -> int: ...
+
+def describe_plan(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], groups: int, device: int | None = None, shared_bytes: int = 0) -> PlanInfo:
+    """
+    The plan of an operation on a CUDA device, or on the CPU for None. `shared_bytes`, if not 0, stands for what a thread block of the device may have, and no device is looked at.
+    """
+
+class CudaDevice:
+    """A CUDA device."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def major(self) -> int: ...
+
+    @property
+    def minor(self) -> int: ...
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+    @property
+    def shared_bytes(self) -> int: ...
+
+class CudaInfo:
+    """CUDA in this build and on this machine."""
+
+    @property
+    def compiler(self) -> str: ...
+
+    @property
+    def architectures(self) -> str: ...
+
+    @property
+    def runtime(self) -> int: ...
+
+    @property
+    def driver(self) -> int: ...
+
+    @property
+    def devices(self) -> list[CudaDevice]: ...
+
+def cuda_info() -> CudaInfo:
+    """CUDA in this build and on this machine."""
+
+def cuda_devices() -> int:
+    """How many CUDA devices there are."""
+
+def synchronize(device: int, stream: int) -> None:
+    """Wait until what was put on a stream is done."""
 
 def has_cuda() -> bool:
     """Whether this build has CUDA kernels; it does not look for a device."""

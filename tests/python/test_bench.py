@@ -406,7 +406,7 @@ def test_a_readme_without_markers_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("text")
     with pytest.raises(ValueError, match="expected <!-- bench -->"):
-        report.write_readme(path, "section")
+        report.replace_section(path, report.BEGIN, report.END, "section")
     assert path.read_text() == "text"
 
 

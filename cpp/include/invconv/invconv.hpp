@@ -25,6 +25,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <variant>
 #include <vector>
@@ -34,11 +35,17 @@
 
 namespace invconv {
 
-/// What every function throws: for a bad argument, before anything is computed or written; and where a CUDA device or
-/// its driver fails.
+/// What every function throws: for a bad argument, before anything is computed or written; and as DeviceError.
 class Error : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
+};
+
+/// Where a CUDA device or its driver fails: there is none, or no memory, or it refuses a launch. The message says what
+/// failed, in the driver's words.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
 };
 
 using Shape = std::array<std::int64_t, 4>;
@@ -90,8 +97,8 @@ struct Cpu {
 
 /// Run on a CUDA device, ordered on `stream` (a cudaStream_t; null: the default one). Arrays and workspace are memory
 /// of that device, and the workspace is the caller's: nothing is allocated, waited for or copied to the host, so that a
-/// call can be captured in a graph. Throws Error in a build without kernels, without a driver, and where a launch
-/// fails.
+/// call can be captured in a graph. Throws Error in a build without kernels, and DeviceError without a driver and where
+/// a launch fails.
 struct Cuda {
   int device = 0;
   void* stream = nullptr;
@@ -174,6 +181,40 @@ bool has_cuda();
 
 /// How many CUDA devices there are: none in a build without kernels, or without a driver.
 int cuda_devices();
+
+/// Waits until all that was put on a stream so far is done.
+void synchronize(const Cuda& execution);
+
+struct CudaDevice {
+  std::string name;
+  int major = 0, minor = 0;  // compute capability
+  std::size_t memory_bytes = 0;
+  std::size_t shared_bytes = 0;  // of one thread block, at most
+};
+
+/// CUDA in this build and on this machine. Without kernels all of it is empty, without a driver the devices are.
+struct CudaInfo {
+  std::string compiler;         // "nvcc 13.0.88"
+  std::string architectures;    // as CMake names them: "75-real 90"
+  int runtime = 0, driver = 0;  // versions, 1000 major + 10 minor; of the driver the newest CUDA that it knows
+  std::vector<CudaDevice> devices;
+};
+CudaInfo cuda_info();
+
+/// How a call is carried out, for people.
+struct PlanInfo {
+  std::string kernel;            // on the CPU what lies in the lanes of a vector, part by part
+  int threads = 0;               // on a device: of a thread block
+  int launches = 0;              // on a device: of kernels, and of clearing memory
+  std::size_t shared_bytes = 0;  // on a device: of a thread block
+  std::size_t workspace_bytes = 0;
+};
+
+/// The plan of solve, conv or weight_grad. Nothing is computed. On CUDA `shared_bytes`, if not 0, stands for what a
+/// thread block of the device may have, and no device is looked at; all devices of one such size have the same plans.
+template <class T>
+PlanInfo describe_plan(Operation operation, const Shape& image, const Shape& weight, const Options& options,
+                       const Execution& execution, std::size_t shared_bytes = 0);
 
 /// The instruction set that the CPU kernels use here: "avx512", "avx2", "neon" or "baseline".
 const char* instruction_set();

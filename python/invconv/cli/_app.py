@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import invconv
+from invconv._check import DTYPES
 
 app = typer.Typer(
     name="invconv",
@@ -261,9 +262,51 @@ def evaluate(
     print(json.dumps(training.evaluate(model, datasets.load(data)), indent=2))
 
 
-@app.command()
-def info() -> None:
-    """Show the versions, the compiled core and the devices in use."""
-    from invconv.cli._info import describe
+def _read_sizes(option: str, text: str, count: int) -> tuple[int, ...]:
+    """Return integers written with commas between them."""
+    try:
+        sizes = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != count or min(sizes) < 1:
+        raise typer.BadParameter(
+            f"expected {count} numbers from 1 on, with commas between them, but got {text!r}",
+            param_hint=option,
+        )
+    return sizes
 
-    print(describe())
+
+@app.command()
+def info(
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Of images, as 100,12,16,16: show how a call with them is carried out."),
+    ] = None,
+    kernel_size: Annotated[str, typer.Option(help="With --shape: as 3, or 3,5.")] = "3",
+    operation: Annotated[
+        str, typer.Option(help="With --shape: solve, conv or weight_grad.")
+    ] = "solve",
+    groups: Annotated[int, typer.Option(min=1, help="With --shape: of channels.")] = 1,
+    dtype: Annotated[
+        str, typer.Option(help="With --shape: float16, bfloat16, float32 or float64.")
+    ] = "float32",
+) -> None:
+    """Show the versions, the compiled core and the devices in use; with --shape a call's plan."""
+    from invconv.cli._info import describe, describe_plan
+
+    if shape is None:
+        print(describe())
+        return
+    batch, channels, height, width = _read_sizes("--shape", shape, 4)
+    both = kernel_size if "," in kernel_size else f"{kernel_size},{kernel_size}"
+    kh, kw = _read_sizes("--kernel-size", both, 2)
+    if operation not in ("solve", "conv", "weight_grad"):
+        raise typer.BadParameter(
+            f"{operation!r} is none of solve, conv, weight_grad", param_hint="--operation"
+        )
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}", param_hint="--dtype")
+    try:
+        print(describe_plan((batch, channels, height, width), (kh, kw), operation, groups, dtype))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

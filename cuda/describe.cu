@@ -1,0 +1,55 @@
+// A plan in words.
+
+#include "plan.hpp"
+#include "problem.cuh"
+
+namespace invconv::detail::cuda {
+
+namespace {
+
+const char* name(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::block:
+      return "solve_block";
+    case Kernel::strips:
+      return "solve_strips";
+    case Kernel::direct:
+      return "conv_direct";
+    case Kernel::sums:
+      break;
+  }
+  return "sum_parts, add_parts";
+}
+
+/// Of a plan, for as many groups as one launch can have.
+int launches(const Plan& plan) {
+  switch (plan.kernel) {
+    case Kernel::block:
+    case Kernel::direct:
+      return plan.weight_in_shared ? 1 : 2;  // pack_weights
+    case Kernel::strips:
+      return plan.strips > 1 ? 2 : 1;  // the workspace is cleared
+    case Kernel::sums:
+      break;
+  }
+  return 2;
+}
+
+}  // namespace
+
+template <class T>
+PlanInfo describe(Operation operation, const Sizes& sizes, const Cuda& execution, std::size_t shared_bytes) {
+  const Device device{shared_bytes > 0 ? shared_bytes : most_shared_bytes(execution.device)};
+  const Plan chosen = plan(device, operation, clipped(sizes), true, sizeof(Arithmetic<T>));
+  constexpr int most = Groups<FilterGroup<T>>::most;
+  return {name(chosen.kernel), chosen.threads, launches(chosen) * ((chosen.groups + most - 1) / most),
+          chosen.shared_bytes, chosen.workspace_bytes()};
+}
+
+#define INVCONV_INSTANTIATE(T) template PlanInfo describe<T>(Operation, const Sizes&, const Cuda&, std::size_t);
+INVCONV_INSTANTIATE(float)
+INVCONV_INSTANTIATE(double)
+INVCONV_INSTANTIATE(float16)
+INVCONV_INSTANTIATE(bfloat16)
+
+}  // namespace invconv::detail::cuda
