@@ -59,8 +59,9 @@ def solve(
     Returns:
         ``x``, of the kind, shape and dtype of ``y`` and on its device; ``out`` if it was given. On
         CUDA the work is put on the stream that torch or CuPy has in use there; with arrays of other
-        libraries the call waits until it is done. A zero on the diagonal of ``A`` (with ``unit_diagonal=False``) is not looked for: the division by it gives
-        inf or NaN as in IEEE arithmetic, which spreads to the pixels that depend on it.
+        libraries the call waits until it is done. A zero on the diagonal of ``A`` (with
+        ``unit_diagonal=False``) is not looked for: the division by it gives inf or NaN as in IEEE
+        arithmetic, which spreads to the pixels that depend on it.
 
     Raises:
         TypeError: If an argument is of another kind or dtype, or on another device.
@@ -197,8 +198,8 @@ def logabsdet(
     It is 0 for a unit diagonal, and that of ``M^-1`` is its negative.
 
     Args:
-        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`. Of an array on a CUDA device that is
-            not torch's the weight is copied to the host.
+        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`. On a CUDA device it is
+            copied to the host, unless it is a torch tensor.
         size: ``(H, W)`` in pixels, or one number for both.
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.
@@ -237,8 +238,8 @@ def growth(
     with ``delta_c`` an impulse in channel ``c`` at the corner pixel.
 
     Args:
-        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`. It is computed on the host, to
-            which a weight on a CUDA device is copied.
+        weight: Of shape (C, C/groups, kh, kw), as in :func:`solve`. On a CUDA device it is
+            copied to the host, where the norm is computed.
         size: ``(H, W)`` in pixels, or one number for both.
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.

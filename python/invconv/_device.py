@@ -120,7 +120,7 @@ def _call(function: str, arrays: Mapping[str, Any]) -> Iterator[_Caller]:
     places = {name: _array.dlpack_device(function, name, a) for name, a in arrays.items()}
     (first, (kind, device)), *others = places.items()
     for name, (other_kind, other) in others:
-        if other_kind not in _array.CUDA_KINDS or (kind, device) != (kind, other):
+        if not {kind, other_kind} <= set(_array.CUDA_KINDS) or device != other:
             raise TypeError(
                 f"[{function}] expected {first} and {name} on one device, but got "
                 f"{_array.device_name(kind, device)} and {_array.device_name(other_kind, other)}"

@@ -148,8 +148,9 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def _plain_keys(device: str) -> tuple[DispatchKeySet, DispatchKeySet]:
-    """The keys by which torch dispatches on a dense tensor on a device without a lazy minus sign,
-    wrapper or other extra; made outside of inference mode, and in it.
+    """The keys of a dense tensor without a lazy minus sign, wrapper or other extra.
+
+    By them torch dispatches. Of tensors made outside of inference mode, and in it.
     """
     keys = DispatchKeySet(getattr(DispatchKey, device))
     inference = keys.add(getattr(DispatchKey, f"Autocast{device}"))

@@ -67,6 +67,9 @@ struct Counts {
 /// Of the latest launch, even one that failed.
 const Counts& last_launch();
 
+/// Of all calls so far: of kernels, and of clear().
+inline int launches = 0;
+
 /// Where a kernel calls: as a default argument, here() is evaluated there.
 struct Place {
   const char* file = nullptr;
@@ -146,6 +149,7 @@ struct Launch {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& launch, Arguments&&... arguments) {
   static_assert((!std::is_reference_v<Parameters> && ...), "a kernel's parameters are passed by value");
+  ++cuda_on_host::launches;
   cuda_on_host::run(launch.blocks, launch.threads, launch.shared_bytes, [&] { kernel(arguments...); });
 }
 

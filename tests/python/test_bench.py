@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import invconv
-from bench import core, floors, memory, operations, peers, report, results, scaling, timing
+from bench import core, floors, memory, operations, peers, plans, report, results, scaling, timing
 from bench.__main__ import app
 from bench.shapes import SHAPES, SQUARES, Shape
 
@@ -422,3 +422,18 @@ def test_the_file_is_named_after_the_instruction_set(tmp_path: Path) -> None:
     path = results.save("overhead", {"numpy": {"us": 1.5}}, run)
     assert path.name == f"cpu-{invconv.build_info()['instruction_set']}.json"
     assert json.loads(path.read_text())["overhead"]["run"]["threads"] == 3
+
+
+# --- the plans of CUDA kernels ------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    invconv.build_info()["cuda_kernels"] == "no", reason="this build has no CUDA kernels"
+)
+def test_the_page_has_the_table_of_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SHAPES, "small")
+    printed = CliRunner().invoke(app, ["plans"])
+    assert printed.exit_code == 0
+    page = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text()
+    committed = page.partition(plans.BEGIN)[2].partition(plans.END)[0]
+    assert committed.strip() == printed.output.strip(), "python -m bench plans --save"

@@ -406,6 +406,26 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in out
 
 
+def test_info_tells_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(["info", "--shape", "100,12,16,16"], capsys)
+    assert code == 0
+    assert re.search(r"^cpu .* threads; workspace ", out, re.MULTILINE)
+    kernels = invconv.build_info()["cuda_kernels"] == "yes"
+    on_cuda = "solve_.* to a block; launches: [0-9]" if kernels else "no kernels in this build"
+    assert re.search(rf"^cuda\S* +{on_cuda}", out, re.MULTILINE)
+    for bad, message in (
+        (["--shape", "1,2,3"], "expected 4 numbers"),
+        (["--shape", "1,2,3,x"], "expected 4 numbers"),
+        (["--shape", "1,3,4,4", "--groups", "2"], "groups to divide C = 3, but got 2"),
+        (["--shape", "1,3,4,4", "--operation", "sum"], "none of solve"),
+        (["--shape", "1,3,4,4", "--dtype", "int8"], "none of float16"),
+        (["--shape", "1,3,4,4", "--kernel-size", "0"], "expected 2 numbers"),
+    ):
+        code, _, err = call(["info", *bad], capsys)
+        assert code == 2
+        assert message in re.sub(r"[\s│]+", " ", err)
+
+
 # --- runs that are stopped from outside -------------------------------------------------------
 
 

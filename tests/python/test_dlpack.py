@@ -3,16 +3,20 @@ clear line."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import array_api_strict
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import invconv
+from invconv import _core
 
 RNG = np.random.default_rng(6)
 Y = RNG.standard_normal((2, 3, 4, 5)).astype(np.float32)
@@ -333,33 +337,134 @@ def test_meta_tensors() -> None:
         invconv.solve(y, torch.zeros(5, 5, 3, 3, device="meta"))
 
 
-class OnTheGpu(Minimal):
-    """Says that it lives on a CUDA device; it must be refused before its memory is touched."""
+class OnDevice(Minimal):
+    """Says that it lives elsewhere; it must be refused before its memory is touched."""
+
+    def __init__(self, array: Any, kind: int = 2, number: int = 0) -> None:
+        super().__init__(array)
+        self._device = (kind, number)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return (2, 0)
+        return self._device
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         raise AssertionError("exported although its device had to be refused")
 
 
-def test_other_devices_are_refused() -> None:
-    for y, w in ((OnTheGpu(Y), OnTheGpu(W)), (OnTheGpu(Y), Minimal(W)), (Minimal(Y), OnTheGpu(W))):
-        with pytest.raises(
-            (TypeError, ValueError), match=r"^\[solve\] expected .*CPU.* but got .*\(2, 0\)"
-        ):
-            invconv.solve(y, w)
+def message_of(kind: type[Exception], call: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(kind) as caught:
+        call(*arguments)
+    assert type(caught.value) is kind
+    return str(caught.value)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_tensors_are_refused_until_there_are_kernels() -> None:
-    y, w = torch.from_numpy(Y).cuda(), torch.from_numpy(W).cuda()
-    for call in (
-        lambda: invconv.solve(y, w),
-        lambda: invconv.conv(y, w),
-        lambda: invconv.weight_grad(y, y, 2),
+def test_arrays_of_two_devices_are_refused() -> None:
+    y, g, w = (OnDevice(a) for a in (Y, G, W))
+    one = "on one device, but got"
+    for call, message in (
+        (lambda: invconv.solve(y, W), f"[solve] expected y and weight {one} cuda:0 and cpu"),
+        (lambda: invconv.conv(Y, w), f"[conv] expected x and weight {one} cpu and cuda:0"),
+        (
+            lambda: invconv.solve(y, OnDevice(W, number=1)),
+            f"[solve] expected y and weight {one} cuda:0 and cuda:1",
+        ),
+        (lambda: invconv.solve(y, w, out=Y), f"[solve] expected y and out {one} cuda:0 and cpu"),
+        (
+            lambda: invconv.weight_grad(Minimal(Y), g, 2),
+            f"[weight_grad] expected x and g {one} cpu and cuda:0",
+        ),
     ):
-        with pytest.raises(
-            (TypeError, ValueError), match=r"^\[\w+\] expected .*CPU.* but got .*cuda"
-        ):
-            call()
+        assert message_of(TypeError, call) == message
+
+
+def test_other_devices_are_refused() -> None:
+    for kind, name in ((8, "metal:0"), (14, "oneapi:0"), (99, "the DLPack device (99, 0)")):
+        text = f"expected arrays on the CPU or a CUDA device, but got y on {name}"
+        message = message_of(ValueError, invconv.solve, OnDevice(Y, kind), W)
+        assert message == f"[solve] {text}"
+    text = "expected arrays on the CPU or a CUDA device, but got weight on metal:0"
+    for function in (invconv.growth, invconv.logabsdet):
+        call = functools.partial(function, OnDevice(W, 8), 3)
+        assert message_of(ValueError, call) == f"[{function.__name__}] {text}"
+    with FakeTensorMode():  # torch has these devices on no machine here, and their names on all
+        for device in ("mps", "xpu"):
+            y, w = (torch.empty(a.shape, device=device) for a in (Y, W))
+            text = f"expected tensors on the CPU or a CUDA device, but got y on {device}:0"
+            assert message_of(ValueError, invconv.solve, y, w) == f"[solve] {text}"
+
+
+NO_KERNELS = invconv.build_info()["cuda_kernels"] == "no"
+
+
+def expect_no_kernels() -> None:
+    text = (
+        "on the CPU, since this build has no CUDA kernels, but got {} on cuda:0; built from source "
+        "where nvcc is found, invconv has them"
+    )
+    y, w = OnDevice(Y), OnDevice(W)
+    message = message_of(ValueError, invconv.solve, y, w)
+    assert message == "[solve] expected y " + text.format("y")
+    with FakeTensorMode():
+        y, w = (torch.empty(a.shape, device="cuda") for a in (Y, W))
+        message = message_of(ValueError, invconv.weight_grad, y, y, 2)
+        assert message == "[weight_grad] expected x " + text.format("x")
+
+
+@pytest.mark.skipif(not NO_KERNELS, reason="this build has CUDA kernels")
+def test_a_build_without_kernels_says_how_to_get_them() -> None:
+    expect_no_kernels()
+
+
+@pytest.mark.skipif(NO_KERNELS, reason="this build has no CUDA kernels")
+def test_what_a_build_without_kernels_would_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "has_cuda", lambda: False)
+    expect_no_kernels()
+
+
+@pytest.mark.skipif(
+    NO_KERNELS or _core.cuda_devices() > 0, reason="needs CUDA kernels and no CUDA device"
+)
+def test_kernels_without_a_device() -> None:
+    """The CPU serves as ever, and CUDA fails with the right error. All tests show the former."""
+    np.testing.assert_array_equal(invconv.conv(invconv.solve(Y, W), W).shape, Y.shape)
+    y, w = OnDevice(Y), OnDevice(W)
+    message = message_of(RuntimeError, invconv.solve, y, w)
+    assert message == (
+        "[solve] expected y on a CUDA device of this machine, of which the driver finds 0, "
+        "but got y on cuda:0"
+    )
+    message = message_of(RuntimeError, _core.synchronize, 0, 1)
+    assert message.startswith("[cuda] cudaGetDevice: ")
+
+
+def test_capsules_are_read_and_not_used_up() -> None:
+    """What the core says of an array's capsule is what the array says."""
+    for array in (
+        Y,
+        Y[::2, :, ::-1],
+        Y.transpose(3, 0, 2, 1).astype(np.float64),
+        np.zeros((0, 3, 2, 2), np.float16),
+    ):
+        for version in ({}, {"max_version": (1, 0)}):
+            capsule = array.__dlpack__(**version)
+            for _ in range(2):
+                kind, number, address, dtype, shape, strides, read_only = _core.read_dlpack(capsule)
+                assert (kind, number, address) == (1, 0, array.ctypes.data)
+                assert (dtype, shape, read_only) == (array.dtype.name, array.shape, False)
+                steps = tuple(step // array.itemsize for step in array.strides)
+                assert array.size == 0 or strides == steps
+    assert _core.read_dlpack(torch.zeros(3, dtype=torch.bfloat16).__dlpack__())[3] == "bfloat16"
+    assert _core.read_dlpack(torch.zeros(3, dtype=torch.int64).__dlpack__())[3] == "int64"
+    locked = Y.copy()
+    locked.flags.writeable = False
+    assert _core.read_dlpack(locked.__dlpack__(max_version=(1, 0)))[6] is True
+    used = Y.__dlpack__()
+
+    class Once(Minimal):
+        def __dlpack__(self, **kwargs: Any) -> Any:
+            return used
+
+    np.from_dlpack(Once(Y))
+    for other in (used, Y):
+        with pytest.raises(TypeError, match="no DLPack capsule, or one that is used up"):
+            _core.read_dlpack(other)

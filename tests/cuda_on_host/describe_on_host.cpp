@@ -1,0 +1,3 @@
+// Plans in words, compiled for the host as the backend is.
+
+#include "describe.cu"

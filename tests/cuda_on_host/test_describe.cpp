@@ -1,0 +1,63 @@
+// Plans in words: what they say is what a call does.
+
+#include "device_on_host.hpp"
+#include "support.hpp"
+
+namespace invconv::test {
+namespace {
+
+constexpr Operation operations[] = {Operation::solve, Operation::conv, Operation::weight_grad};
+
+const Problem problems[] = {
+    make_problem({2, 12, 9, 8}, 3, 3, {}),  // in shared memory
+    make_problem({1, 60, 5, 5}, 3, 3, {}),  // the weight is packed first
+    make_problem({2, 2, 70, 5}, 3, 3, {}),  // more than one strip
+    make_problem({1, 3, 20, 20}, 3, 3, {}),
+};
+
+TEST(Describe, TheWorkspaceIsThatOfACall) {
+  for (const Problem& problem : problems) {
+    for (const Operation operation : operations) {
+      SCOPED_TRACE(problem);
+      const PlanInfo info = describe_plan<float>(operation, problem.image, problem.weight, problem.options, Cuda{});
+      EXPECT_EQ(info.workspace_bytes,
+                workspace_size<float>(operation, problem.image, problem.weight, problem.options, Cuda{}));
+      EXPECT_LE(info.shared_bytes, cuda_on_host::most_shared_bytes);
+      EXPECT_EQ(info.threads % 32, 0);
+    }
+  }
+}
+
+TEST(Describe, LaunchesAreCounted) {
+  for (const Problem& problem : problems) {
+    for (const Operation operation : operations) {
+      SCOPED_TRACE(problem);
+      const PlanInfo info = describe_plan<float>(operation, problem.image, problem.weight, problem.options, Cuda{});
+      const Aligned memory(info.workspace_bytes + 1);
+      const Workspace workspace{memory.data(), info.workspace_bytes};
+      const Array<float> a(problem.image), out(problem.image), weight(problem.weight);
+      const int before = cuda_on_host::launches;
+      if (operation == Operation::solve) {
+        solve<float>(a.view(), weight.view(), out.view(), problem.options, workspace, Cuda{});
+      } else if (operation == Operation::conv) {
+        conv<float>(a.view(), weight.view(), out.view(), problem.options, workspace, Cuda{});
+      } else {
+        weight_grad<float>(a.view(), a.view(), weight.view(), problem.options, workspace, Cuda{});
+      }
+      EXPECT_EQ(info.launches, cuda_on_host::launches - before) << info.kernel;
+    }
+  }
+}
+
+TEST(Describe, MoreSharedMemoryNeedsNoDevice) {
+  const Problem& problem = problems[1];
+  const auto launches = [&](std::size_t shared_bytes) {
+    return describe_plan<float>(Operation::solve, problem.image, problem.weight, problem.options, Cuda{7}, shared_bytes)
+        .launches;
+  };
+  EXPECT_EQ(launches(48 << 10), 2);
+  EXPECT_EQ(launches(227 << 10), 1);
+}
+
+}  // namespace
+}  // namespace invconv::test
