@@ -97,6 +97,21 @@ def test_gradients(dtype: torch.dtype) -> None:
         assert ((dw_.cpu() - dw).abs() <= bound).all()
 
 
+def test_plain_tensors_go_past_the_dispatcher() -> None:
+    """Both gradients are then one call, with the bits of two."""
+    from invconv import _torch
+
+    y = torch.randn(2, 5, 9, 9, device=DEVICE, requires_grad=True)
+    weight = (0.05 * torch.randn(5, 5, 3, 3, device=DEVICE)).requires_grad_()
+    assert _torch._is_plain(y, weight) and not _torch._is_plain(y.to_sparse())
+    with torch.inference_mode():
+        assert _torch._is_plain(torch.empty(1, device=DEVICE))
+    x, g = invconv.solve(y, weight), torch.randn(2, 5, 9, 9, device=DEVICE)
+    dy, dw = torch.autograd.grad(x, (y, weight), g, retain_graph=True)
+    expected = torch.autograd.grad(x, (y, weight), g, create_graph=True)  # as two
+    assert torch.equal(dy, expected[0]) and torch.equal(dw, expected[1])
+
+
 def test_no_batch_changes_a_bit() -> None:
     torch.manual_seed(0)
     for channels in (3, 12, 40):
