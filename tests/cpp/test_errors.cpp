@@ -224,7 +224,8 @@ TEST(Errors, CudaIsRefusedWithoutADevice) {
       message_of([] { workspace_size<float>(Operation::solve, {1, 1, 1, 1}, {1, 1, 1, 1}, {}, Cuda{}); });
   EXPECT_EQ(text.rfind("[cuda] the device: ", 0), 0u) << text;
 #else
-  const std::string text = "[cuda] this build of invconv has no CUDA kernels; use the CPU, or build it where nvcc is found";
+  const std::string text =
+      "[cuda] this build of invconv has no CUDA kernels; use the CPU, or build it where nvcc is found";
 #endif
   const Array<float> images({1, 1, 2, 2}), weight({1, 1, 1, 1}), out({1, 1, 2, 2});
   const std::vector<float> before = out.buffer();
@@ -233,6 +234,27 @@ TEST(Errors, CudaIsRefusedWithoutADevice) {
   EXPECT_EQ(message_of([&] { weight_grad<float>(images.view(), images.view(), weight.view(), {}, {}, Cuda{}); }), text);
   EXPECT_EQ(message_of([&] { workspace_size<float>(Operation::conv, {1, 1, 2, 2}, {1, 1, 1, 1}, {}, Cuda{}); }), text);
   EXPECT_TRUE(same_bits(out.buffer(), before));
+}
+
+TEST(Errors, ADeviceThatFailsIsAnErrorOfItsOwn) {
+  if (cuda_devices() > 0) {
+    GTEST_SKIP() << "there is a device";
+  }
+  EXPECT_TRUE(cuda_info().devices.empty());
+#ifdef INVCONV_HAS_CUDA
+  EXPECT_THROW(synchronize(Cuda{}), DeviceError);
+  const std::string text = message_of([] { synchronize(Cuda{}); });
+  EXPECT_EQ(text.rfind("[cuda] cudaGetDevice: ", 0), 0u) << text;
+  EXPECT_EQ(cuda_info().compiler.rfind("nvcc ", 0), 0u);
+  EXPECT_FALSE(cuda_info().architectures.empty());
+#else
+  EXPECT_TRUE(cuda_info().compiler.empty());
+#endif
+}
+
+TEST(Errors, SolveBackwardHasNoPlanOfItsOwn) {
+  EXPECT_EQ(message_of([] { describe_plan<float>(Operation::solve_backward, {1, 1, 1, 1}, {1, 1, 1, 1}, {}, Cpu{}); }),
+            "[describe_plan] expected solve, conv or weight_grad, but got solve_backward, which is two of them");
 }
 
 TEST(Errors, NegativeNumbersOfThreads) {

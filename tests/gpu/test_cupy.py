@@ -56,7 +56,8 @@ def test_weight_grad_and_numbers() -> None:
     x = invconv.solve(y, weight)
     dw = invconv.weight_grad(cupy.asarray(x), cupy.asarray(y), 3)
     assert type(dw) is cupy.ndarray
-    # Each is within 261 roundings of the exact sum, relative to the sum of magnitudes (invconv.hpp).
+    # Each is within 261 roundings of the exact one (invconv.hpp), relative to the sum of
+    # magnitudes.
     spread = invconv.weight_grad(np.abs(x), np.abs(y), 3)
     bound = 261 * np.finfo(np.float64).eps * spread
     assert (np.abs(dw.get() - invconv.weight_grad(x, y, 3)) <= bound).all()
