@@ -46,7 +46,7 @@ __device__ inline double multiply_add(double a, double b, double c) { return __f
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
     cudaGetLastError();  // or the next call would be told of it
-    throw Error(std::string("[cuda] ") + what + ": " + cudaGetErrorString(status));
+    throw DeviceError(std::string("[cuda] ") + what + ": " + cudaGetErrorString(status));
   }
 }
 

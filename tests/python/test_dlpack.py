@@ -435,6 +435,9 @@ def test_kernels_without_a_device() -> None:
     )
     message = message_of(RuntimeError, _core.synchronize, 0, 1)
     assert message.startswith("[cuda] cudaGetDevice: ")
+    arguments = ("solve", "float32", (1, 1, 2, 2), (1, 1, 1, 1), 1, 0)
+    message = message_of(RuntimeError, _core.workspace_size, *arguments)
+    assert message.startswith("[cuda] the device: ")
 
 
 def test_capsules_are_read_and_not_used_up() -> None:
