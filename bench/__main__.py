@@ -19,9 +19,16 @@ try:
 
     from . import core as cpp
     from . import operations, peers, plans, report, results, scaling, timing
+    from .cmake import Missing
+    from .gpu import command
     from .results import Rows
     from .shapes import SHAPES, SQUARES, TINY, Shape
 except ModuleNotFoundError as error:
+    if error.name == "invconv" and sys.argv[1:2] == ["gpu"]:
+        from .gpu.command import gpu  # which installs it
+
+        sys.argv[:2] = ["python -m bench gpu"]
+        typer.run(gpu)
     sys.exit(f'python -m bench needs the [bench] extra: pip install ".[bench]" ({error})')
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -194,6 +201,9 @@ def plans_(
         plans.write(SHAPES, results.ROOT / "docs" / "cuda.md")
 
 
+app.command(name="gpu")(command.gpu)
+
+
 @app.command(name="report")
 def report_() -> None:
     """Render bench/results/ into docs/benchmarks.md, its plots and the README's section."""
@@ -230,7 +240,7 @@ def _builds() -> bool:
     """Whether there is a C++ benchmark; says why if not."""
     try:
         _build()
-    except cpp.Missing as missing:
+    except Missing as missing:
         console.print(f"without the core's own times and the floors: {missing}", markup=False)
         return False
     return True

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
 import subprocess
-import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .results import ROOT
+from . import cmake
 from .shapes import Shape
 from .timing import Times
 
 # From CACHED bytes on arrays lie in no cache: all of them are copied as fast as one of LARGE bytes.
 CACHED, LARGE = 64 << 20, 256 << 20
 
-
-FOLDER = ROOT / "build" / "bench"
-PROGRAM = FOLDER / "bench" / "cpp" / "invconv_bench"
-
-
-class Missing(RuntimeError):
-    """The C++ benchmark cannot be built here."""
+PROGRAM = cmake.folder("bench") / "bench" / "cpp" / "invconv_bench"
 
 
 class Limits(NamedTuple):
@@ -61,26 +52,7 @@ def build() -> Path:
     Raises:
         Missing: If CMake, a compiler or Google Benchmark is missing.
     """
-    # cmake and ninja may come from the environment of this Python, which need not be activated.
-    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    cmake = shutil.which("cmake", path=path)
-    if cmake is None:
-        raise Missing("cmake is not installed")
-    cache = FOLDER / "CMakeCache.txt"
-    configure = [] if cache.exists() else [[cmake, "--preset", "bench", "-G", "Ninja"]]
-    for command in [*configure, [cmake, "--build", "--preset", "bench"]]:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"PATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        if done.returncode != 0:
-            if configure and command is configure[0]:
-                cache.unlink(missing_ok=True)
-            raise Missing(f"{' '.join(command[1:])} failed:\n{done.stdout[-2000:].rstrip()}")
+    cmake.build("bench")
     return PROGRAM
 
 

@@ -49,7 +49,7 @@ def anchored(weight: Tensor) -> Tensor:
     """The weight as it is read: ones on the anchor's diagonal and zeros above."""
     weight = weight.clone()
     anchor = weight[:, :, -1, -1]
-    anchor.copy_(anchor.tril(-1) + torch.eye(len(anchor)))
+    anchor.copy_(anchor.tril(-1) + torch.eye(len(anchor), device=anchor.device))
     return weight
 
 
@@ -88,7 +88,8 @@ def nonzeros(shape: Shape) -> float:
     return shape.unknowns * shape.channels * shape.kernel**2
 
 
-def _sparse_bytes(shape: Shape) -> float:
+def sparse_bytes(shape: Shape) -> float:
+    """Bytes that making M takes."""
     # Measured: coordinates of 64 bits, their concatenation and the compressed copy live together.
     return 64 * nonzeros(shape) + 2 * shape.image_bytes
 
@@ -134,7 +135,7 @@ def splu(weight: Tensor, shape: Shape) -> Solver:
     return lambda y: to_images(torch.from_numpy(factor.solve(to_columns(y).numpy())), shape)
 
 
-def _folded(weight: Tensor) -> tuple[Tensor, Tensor]:
+def folded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A^-1 of shape (C, C), and the taps A^-1 N of shape (C, C, k, k), with zeros at the anchor."""
     taps = anchored(weight).double()
     inverse = torch.linalg.inv(taps[:, :, -1, -1])
@@ -148,7 +149,7 @@ def diagonals(weight: Tensor, shape: Shape) -> Solver:
     Images lie askew, (diagonal, row, batch, channel), so that what a diagonal needs is one view.
     """
     _, channels, height, width, kernel = shape
-    inverse, taps = _folded(weight)
+    inverse, taps = folded(weight)
     matrix = taps.permute(2, 3, 1, 0).reshape(-1, channels)
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
     margin = kernel - 1
@@ -182,7 +183,7 @@ def diagonals(weight: Tensor, shape: Shape) -> Solver:
 
 def fixed_point(weight: Tensor, shape: Shape, to_tolerance: bool = False) -> Solver:
     """Fixed-point iteration with conv2d: each round makes one more diagonal final."""
-    inverse, taps = _folded(weight)
+    inverse, taps = folded(weight)
     pad = (shape.kernel - 1, 0, shape.kernel - 1, 0)
 
     def solve(y: Tensor) -> Tensor:
@@ -248,9 +249,9 @@ def _fft_bytes(shape: Shape) -> float:
 
 
 PEERS = {
-    "dense": Peer(dense, lambda shape: 4 * shape.unknowns**2 + _sparse_bytes(shape), exact=True),
-    "spsolve_triangular": Peer(spsolve_triangular, _sparse_bytes, exact=True),
-    "splu": Peer(splu, lambda shape: _sparse_bytes(shape) + 24 * nonzeros(shape), exact=True),
+    "dense": Peer(dense, lambda shape: 4 * shape.unknowns**2 + sparse_bytes(shape), exact=True),
+    "spsolve_triangular": Peer(spsolve_triangular, sparse_bytes, exact=True),
+    "splu": Peer(splu, lambda shape: sparse_bytes(shape) + 24 * nonzeros(shape), exact=True),
     "diagonals": Peer(diagonals, lambda shape: 8 * shape.image_bytes, exact=True),
     "fixed-point": Peer(
         fixed_point, lambda shape: 5 * shape.image_bytes, exact=False, seconds=fixed_point_seconds

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .results import Rows
 from .shapes import Shape
-from .timing import geometric_mean
+from .tables import COLOURS, MARKERS, OURS, bullets, digits, save_figure, summary, table
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 
@@ -24,33 +24,8 @@ OPERATIONS = {
 
 SECTIONS = (*OPERATIONS, "peers", "squares", "scaling", "overhead", "core")
 
-# Okabe and Ito's colours, which people with any colour vision tell apart.
-OURS = "#000000"
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8B7500", "#666666")
-MARKERS = "osD^vPX*"
-
 
 # ---- tables --------------------------------------------------------------------------------------
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Return a table in markdown; all but the first ``left`` columns are flushed right."""
-    rule = ["---" if index < left else "---:" for index in range(len(titles))]
-    lines = [list(titles), rule, *map(list, rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def digits(value: float) -> str:
-    """Three significant digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
-
-
-def summary(values: dict[str, float], *, low_is_good: bool) -> str:
-    """The geometric mean of values by name, and the worst of them."""
-    worst = (max if low_is_good else min)(values, key=lambda name: values[name])
-    bound = "at most" if low_is_good else "at least"
-    mean = geometric_mean(values.values())
-    return f"geometric mean {mean:.2f}, {bound} {values[worst]:.2f} ({worst})"
 
 
 def provenance(run: dict[str, Any]) -> str:
@@ -256,7 +231,7 @@ def plot_ratios(figures: dict[str, Any], path: Path) -> None:
     axes.set_title("Below the line, invconv is faster than torch's convolution", fontsize=10)
     # Below the axes, where it covers no bar.
     figure.legend(loc="outside lower center", ncols=len(sections), fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_growth(figures: dict[str, Any], path: Path) -> None:
@@ -284,7 +259,7 @@ def plot_growth(figures: dict[str, Any], path: Path) -> None:
     axes.set_title("One square image: time of a solve, without set-up", fontsize=10)
     axes.grid(which="major", alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _slopes(axes: Axes, ours: list[tuple[int, float]]) -> None:
@@ -306,12 +281,6 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the version of matplotlib, so that the same figures give the same file.
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
 # ---- pages ---------------------------------------------------------------------------------------
 
 
@@ -327,10 +296,6 @@ def plots(name: str, figures: dict[str, Any], docs: Path) -> dict[str, str]:
     return drawn
 
 
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
 def full_page(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str]]) -> str:
     """Return the page of all tables and plots, in markdown."""
     parts = ["# Benchmarks", "Written by `python -m bench report` from `bench/results/`."]
@@ -342,12 +307,12 @@ def full_page(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str
             parts += [f"### `python -m bench {command}`", provenance(run) + "."]
             if section in OPERATIONS:
                 parts += [table(OPERATION_TITLES, operation_rows(rows), 2)]
-                parts += [_bullets(operation_summary(rows)), OPERATION_NOTES]
+                parts += [bullets(operation_summary(rows)), OPERATION_NOTES]
             elif section in ("peers", "squares"):
                 parts += [table(BEST_TITLES, best_rows(rows)), table(PEER_TITLES, peer_rows(rows))]
             elif section == "scaling":
                 parts += [table(SCALING_TITLES, scaling_rows(rows))]
-                parts += [_bullets(scaling_summary(rows))]
+                parts += [bullets(scaling_summary(rows))]
             elif section == "overhead":
                 parts += [table(OVERHEAD_TITLES, overhead_rows(rows))]
             elif section == "core":
@@ -370,7 +335,7 @@ def readme_section(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str
         if place > 0:
             if sections:
                 parts += [provenance(figures[sections[0]]["run"]) + ":"]
-                parts += [_bullets(_means({key: figures[key]["rows"] for key in sections}))]
+                parts += [bullets(_means({key: figures[key]["rows"] for key in sections}))]
             continue
         if sections:
             parts += [_readme_operations(figures, sections)]
@@ -390,7 +355,7 @@ def readme_section(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str
             lines = scaling_summary(figures["scaling"]["rows"])
             sizes = [row["size"] for row in figures["scaling"]["rows"].values()]
             parts += [f"One image, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)}:"]
-            parts += [_bullets(lines)]
+            parts += [bullets(lines)]
         if "overhead" in figures:
             parts += [
                 "A call on a tiny problem, (1, 4, 8, 8):",
@@ -430,7 +395,7 @@ def _readme_operations(figures: dict[str, Any], sections: list[str]) -> str:
         "in a convolution), memory and latency ask for, over ours; taps outside the image are left "
         "out, so it can pass 1."
     )
-    return "\n\n".join([about, table(titles, lines), _bullets(_means(all_rows))])
+    return "\n\n".join([about, table(titles, lines), bullets(_means(all_rows))])
 
 
 def _means(all_rows: dict[str, Rows]) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 
 import invconv
 
-from .shapes import SHAPES, SQUARES
+from .shapes import GPU_SHAPES, SHAPES, SQUARES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench" / "results"
@@ -77,18 +77,25 @@ def save(section: str, rows: Rows, run: dict[str, Any]) -> Path:
     Rows of earlier runs stay if all that they depend on, but the day and the load, is the same; so
     shapes can be measured one by one.
     """
-    path = FOLDER / f"cpu-{run['instruction_set']}.json"
+    return save_to(FOLDER / f"cpu-{run['instruction_set']}.json", section, rows, run)
+
+
+def save_to(path: Path, section: str, rows: Rows, run: dict[str, Any]) -> Path:
+    """As :func:`save`, into a file of any machine."""
     figures = json.loads(path.read_text()) if path.exists() else {}
     before = figures.get(section, {"run": {}, "rows": {}})
     passing = {"date": None, "others": None}
     if before["run"] | passing == run | passing and not run["dirty"]:
         rows = {**before["rows"], **rows}
     # In the order of the table, whatever was measured first.
-    order = {name: place for place, name in enumerate((*SHAPES, *SQUARES))}
+    order = {name: place for place, name in enumerate((*SHAPES, *SQUARES, *GPU_SHAPES))}
     rows = dict(sorted(rows.items(), key=lambda row: order.get(row[0], 0)))
     figures[section] = {"run": run, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    # Whole or not at all: a run can be cut off.
+    written = path.with_suffix(".part")
+    written.write_text(json.dumps(figures, indent=1) + "\n")
+    written.replace(path)
     return path
 
 
@@ -114,7 +121,7 @@ def _commit() -> dict[str, Any]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     # What a benchmark or its report writes does not change what is measured.
-    sources = ("cpp", "python", "bench", "CMakeLists.txt", ":!bench/results")
+    sources = ("cpp", "cuda", "python", "bench", "CMakeLists.txt", ":!bench/results")
     try:
         return {
             "commit": git("rev-parse", "HEAD"),

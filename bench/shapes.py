@@ -80,5 +80,13 @@ SHAPES = {
 # One image of growing size: how the time of each method grows with the number of unknowns.
 SQUARES = {f"square-{size}": Shape(1, 3, size, size, 3) for size in (8, 16, 32, 64, 128, 256, 512)}
 
+# What is measured on a GPU: all of these, and sizes that a GPU is bought for.
+GPU_SHAPES = SHAPES | {
+    "square-256": SQUARES["square-256"],
+    "rgb-100": Shape(100, 3, 256, 256, 3),
+    "wide-100": Shape(100, 96, 16, 16, 3),
+    "gray-4k": Shape(1, 1, 4096, 4096, 3),
+}
+
 # So little work that the time is that of a call.
 TINY = Shape(1, 4, 8, 8, 3)

@@ -1,0 +1,93 @@
+"""``python -m bench gpu``: runs the parts one after the other, each in a process of its own.
+
+A part that is cut off, or that leaves the device in a state in which nothing runs any more, takes
+nothing from the others: each keeps its figures as it goes. This module needs neither invconv, which
+the first part installs, nor anything of the benchmarks but typer.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from ..cmake import ROOT
+from ..shapes import GPU_SHAPES
+
+PARTS = {
+    "build": "install invconv with kernels for this device, and build the baselines",
+    "test": "tests/gpu",
+    "sanitize": "every kernel under the four tools of compute-sanitizer",
+    "solve": "times of solve, against cuDNN's conv2d",
+    "backward": "times of both gradients, against those of conv2d",
+    "conv": "times of conv, against conv2d",
+    "peers": "times of other ways to solve, and of a launch for each diagonal and channel",
+}
+
+# Seconds that a part has to end by itself when its time is up.
+GRACE = 20
+
+
+def gpu(
+    parts: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}; all if none is named.")
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help=f"Of {', '.join(GPU_SHAPES)}; all if none is named."),
+    ] = None,
+    budget: Annotated[float, typer.Option(min=0, help="Seconds for all parts.")] = 540,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Spent on each shape, and on each peer of each shape.")
+    ] = 0.2,
+    output: Annotated[Path, typer.Option(help="The folder that keeps the figures.")] = (
+        ROOT / "bench" / "results"
+    ),
+    commit: Annotated[
+        str | None, typer.Option(help="What is measured, where this is a copy without git's data.")
+    ] = None,
+) -> None:
+    """Build, test, check and measure on an NVIDIA GPU; keep the figures in nvidia-<name>.json."""
+    chosen = _known(parts, list(PARTS), "parts")
+    shapes = _known(shapes, list(GPU_SHAPES), "shapes")
+    if not torch.cuda.is_available():
+        typer.echo(f"python -m bench gpu needs an NVIDIA GPU; torch {torch.__version__} finds none")
+        raise typer.Exit(2)
+    end = time.time() + budget
+    options = ["--seconds", str(seconds), "--output", str(output.absolute())]
+    options += [] if commit is None else ["--commit", commit]
+    options += [text for shape in shapes for text in ("--shape", shape)]
+    failed = [part for part in chosen if not run(part, end, options)]
+    if failed:
+        typer.echo(f"failed or cut off: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+def run(part: str, end: float, options: list[str]) -> bool:
+    """Whether a part did all that it had to before the clock shows ``end``."""
+    left = end - time.time()
+    typer.echo(f"== {part}: {PARTS[part]} ({left:.0f} s left)")
+    if left <= 0:
+        typer.echo("no time left")
+        return False
+    command = [sys.executable, "-m", "bench.gpu.part", part, "--until", str(end), *options]
+    start = time.time()
+    try:
+        succeeded = subprocess.run(command, cwd=ROOT, timeout=left + GRACE).returncode == 0
+    except subprocess.TimeoutExpired:
+        succeeded = False
+    typer.echo(f"{part}: {'done' if succeeded else 'FAILED'} after {time.time() - start:.0f} s")
+    return succeeded
+
+
+def _known(names: list[str] | None, known: list[str], what: str) -> list[str]:
+    """Return the names, in the order in which they are known; all if there are none."""
+    for name in names or []:
+        if name not in known:
+            raise typer.BadParameter(f"expected {what} of {', '.join(known)}, but got {name}")
+    return [name for name in known if not names or name in names]
