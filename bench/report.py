@@ -10,17 +10,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .gpu import report as gpu
 from .results import Rows
 from .shapes import Shape
-from .tables import COLOURS, MARKERS, OURS, bullets, digits, save_figure, summary, table
+from .tables import COLOURS, MARKERS, OPERATIONS, OURS, bullets, digits, save_figure, summary, table
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-
-OPERATIONS = {
-    "solve": ("solve", "`F.conv2d`"),
-    "backward": ("both gradients", "`F.conv2d`'s backward"),
-    "conv": ("conv", "`F.conv2d`"),
-}
 
 SECTIONS = (*OPERATIONS, "peers", "squares", "scaling", "overhead", "core")
 
@@ -216,7 +211,7 @@ def plot_ratios(figures: dict[str, Any], path: Path) -> None:
     width = 0.8 / len(sections)
     for index, section in enumerate(sections):
         rows = figures[section]["rows"]
-        places = [place for place, shape in enumerate(shapes) if shape in rows]
+        places = [place for place, shape in enumerate(shapes) if "ratio" in rows.get(shape, {})]
         title, theirs = OPERATIONS[section]
         axes.bar(
             [place + (index - (len(sections) - 1) / 2) * width for place in places],
@@ -290,6 +285,9 @@ def plots(name: str, figures: dict[str, Any], docs: Path) -> dict[str, str]:
     if any(section in figures for section in OPERATIONS):
         drawn["ratios"] = f"bench-{name}-ratios.png"
         plot_ratios(figures, docs / drawn["ratios"])
+    if gpu.is_gpu(name) and "solve" in figures:
+        drawn["times"] = f"bench-{name}-times.png"
+        gpu.plot_times(figures, docs / drawn["times"])
     if "squares" in figures:
         drawn["growth"] = f"bench-{name}-growth.png"
         plot_growth(figures, docs / drawn["growth"])
@@ -300,6 +298,9 @@ def full_page(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str
     """Return the page of all tables and plots, in markdown."""
     parts = ["# Benchmarks", "Written by `python -m bench report` from `bench/results/`."]
     for name, figures in results.items():
+        if gpu.is_gpu(name):
+            parts += gpu.page(name, figures, drawn[name])
+            continue
         parts.append(f"## {name}")
         for section in (name for name in SECTIONS if name in figures):
             run, rows = figures[section]["run"], figures[section]["rows"]
@@ -324,10 +325,11 @@ def full_page(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str
 def readme_section(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str]]) -> str:
     """Return what stands between the README's markers: the ratios, the plots and the summaries.
 
-    Of the machine with the most figures all of them; of others the means alone.
+    Of the machine with the most figures all of them; of others the means alone; then the GPUs.
     """
     parts = []
-    most_first = sorted(results.items(), key=lambda item: -len(item[1]))
+    processors = [item for item in results.items() if not gpu.is_gpu(item[0])]
+    most_first = sorted(processors, key=lambda item: -len(item[1]))
     for place, (name, figures) in enumerate(most_first):
         if len(results) > 1:
             parts.append(f"### {name}")
@@ -361,6 +363,11 @@ def readme_section(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str
                 "A call on a tiny problem, (1, 4, 8, 8):",
                 table(OVERHEAD_TITLES, overhead_rows(figures["overhead"]["rows"])),
             ]
+    devices = [name for name in results if gpu.is_gpu(name)]
+    for name in devices:
+        parts += gpu.readme(name, results[name], drawn[name])
+    if not devices:
+        parts.append(gpu.NOT_YET)
     peers = " and every peer" if any("peers" in figures for figures in results.values()) else ""
     parts.append(
         f"All tables, with floors, errors{peers}, are in [docs/benchmarks.md]"

@@ -9,6 +9,12 @@ from matplotlib.figure import Figure
 
 from .timing import geometric_mean
 
+OPERATIONS = {
+    "solve": ("solve", "`F.conv2d`"),
+    "backward": ("both gradients", "`F.conv2d`'s backward"),
+    "conv": ("conv", "`F.conv2d`"),
+}
+
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 OURS = "#000000"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8B7500", "#666666")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import invconv
 
+from ..floors import DEMANDS
 from ..operations import error, padded, problem
 from ..shapes import Shape
 from ..timing import Times
@@ -153,6 +154,7 @@ def measure(operation: str, shape: Shape, seconds: float, limits: Limits) -> dic
         "floor_us": needs[rules] * 1e6,
         "floor_of": rules,
         "efficiency": needs[rules] / times["ours_graph"].median,
+        "gflops": DEMANDS[operation].work * shape.operations / times["ours_graph"].median / 1e9,
         "error": max(errors),
         "kernels": kernels(ours),
     }
