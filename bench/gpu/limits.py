@@ -9,7 +9,7 @@ import torch
 from .. import core
 from ..floors import floors as every_floors
 from ..shapes import Shape
-from . import native
+from . import native, timing
 from .timing import Candidate, busy, captured, interleaved
 
 COPY_BYTES = 1 << 30
@@ -28,8 +28,8 @@ def measure() -> Limits:
     """Measure the present device."""
     processors = torch.cuda.get_device_properties().multi_processor_count
     blocks, threads, rounds = 8 * processors, 256, 1000
-    out = torch.empty(blocks * threads, device="cuda")
-    source = torch.randn(COPY_BYTES // 4, device="cuda")
+    out = torch.empty(blocks * threads, device=timing.DEVICE)
+    source = torch.randn(COPY_BYTES // 4, device=timing.DEVICE)
     target = torch.empty_like(source)
     nodes = 50
     empty, _ = captured(native.nothing, nodes)

@@ -15,6 +15,7 @@ from ..floors import DEMANDS
 from ..operations import error, padded, problem
 from ..shapes import Shape
 from ..timing import Times
+from . import timing
 from .limits import Limits, floors
 from .timing import COLD_BYTES, Call, Candidate, Graphs, calls_together, eager, interleaved
 
@@ -55,13 +56,13 @@ def target(operation: str, shape: Shape) -> tuple[float, float] | None:
     return bounds[0] * BACKWARD_TARGET[0], bounds[1] * BACKWARD_TARGET[1]
 
 
-def problem_of(operation: str, shape: Shape, device: str = "cuda") -> Problem:
+def problem_of(operation: str, shape: Shape) -> Problem:
     """Return solve, conv or backward on random images, with a weight that does not grow.
 
     What is exact comes from float64 on the CPU.
     """
     images, weight = problem(shape)
-    y, w = images.to(device), weight.to(device)
+    y, w = images.to(timing.DEVICE), weight.to(timing.DEVICE)
     inputs = padded(y, shape.kernel)
     if operation != "backward":
         function = invconv.solve if operation == "solve" else invconv.conv
@@ -73,7 +74,7 @@ def problem_of(operation: str, shape: Shape, device: str = "cuda") -> Problem:
     exact_dw = -invconv.weight_grad(exact_x, exact_dy, shape.kernel)
     for leaf in (y, w, inputs):
         leaf.requires_grad_()
-    g = g.to(device)
+    g = g.to(timing.DEVICE)
     x, convolved = invconv.solve(y, w), F.conv2d(inputs, w)
 
     def ours() -> tuple[Tensor, ...]:
@@ -124,7 +125,7 @@ def tensor_cores() -> Any:
 def measure(operation: str, shape: Shape, seconds: float, limits: Limits) -> dict[str, Any]:
     """Return the figures of one operation and shape, in microseconds where a name ends in _us."""
     ours, conv2d, exact = problem_of(operation, shape)
-    overwritten = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda")
+    overwritten = torch.empty(COLD_BYTES, dtype=torch.uint8, device=timing.DEVICE)
     with exact_fp32():
         candidates: dict[str, Candidate] = {}
         errors = []

@@ -260,8 +260,8 @@ PARTS: dict[str, Callable[[Part], None]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a part; the status is 0 if all of it was done."""
+def parse(arguments: list[str] | None = None) -> Part:
+    """Read a command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.part")
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--until", type=float, required=True)
@@ -270,8 +270,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--commit")
     parser.add_argument("--shape", action="append", choices=list(GPU_SHAPES))
     parsed = parser.parse_args(arguments)
-    part = Part(parsed.part, parsed)
-    function = PARTS[parsed.part]
+    return Part(parsed.part, parsed)
+
+
+def main() -> int:
+    """Run a part; the status is 0 if all of it was done."""
+    part = parse()
+    function = PARTS[part.name]
     if function in (build, test, sanitize):
         function(part)
         return int(part.failed)

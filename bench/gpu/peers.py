@@ -16,7 +16,7 @@ from ..operations import error, problem
 from ..peers import Solver, anchored, folded, nonzeros, to_columns, to_images
 from ..shapes import Shape
 from ..timing import Times
-from . import native
+from . import native, timing
 from .operations import microseconds
 from .timing import Candidate, Graphs, calls_together, eager, interleaved
 
@@ -220,7 +220,7 @@ def measure_all(shape: Shape, seconds: float, end: float) -> dict[str, Any]:
     """Return the figures of every peer at one shape; those that come after ``end`` are left out."""
     images, weights = problem(shape)
     exact = invconv.solve(images.double(), weights.double())
-    y, weight = images.cuda(), weights.cuda()
+    y, weight = images.to(timing.DEVICE), weights.to(timing.DEVICE)
 
     def solve() -> Tensor:
         return invconv.solve(y, weight)

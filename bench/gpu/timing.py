@@ -22,6 +22,8 @@ import torch
 
 from ..timing import Times
 
+DEVICE = "cuda"
+
 # Seconds that the calls which are timed together take, and how many they are at most.
 TOGETHER, MOST_CALLS = 200e-6, 50
 
