@@ -97,7 +97,7 @@ def build(part: Part) -> None:
     architecture = os.environ.get("CUDAARCHS", f"{major}{minor}")
     environment = {"CUDAARCHS": architecture}
     install = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
-    install += ["-C", "cmake.define.INVCONV_CUDA=ON", "."]
+    install += ["--force-reinstall", "-C", "cmake.define.INVCONV_CUDA=ON", "."]
     start = time.time()
     status, printed = run(install, part.left, environment)
     installed = time.time() - start

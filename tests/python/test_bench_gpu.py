@@ -7,12 +7,15 @@ but the rest of a run is what it is on a device.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -386,11 +389,35 @@ def test_the_library_does_what_its_numbers_say() -> None:
     assert native.launches(SHAPES["cifar-l1"]) == 31 * 12
 
 
+@pytest.mark.native
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs a CUDA compiler")
+def test_the_library_builds_and_solves_where_there_is_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cmake.build(native.PRESET, {"CUDAARCHS": os.environ.get("CUDAARCHS", "90")})
+    y, weight = operations.problem(SMALL)
+    if torch.cuda.is_available():
+        x = torch.empty(y.shape, device="cuda")
+        native.solve_per_diagonal(y.cuda(), weight.cuda(), x, True)
+        exact = invconv.solve(y.double(), weight.double())
+        assert operations.error(x.cpu(), exact) < 2e-6
+        native.nothing()
+        return
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    for call in (
+        native.nothing,
+        lambda: native.multiply_adds(torch.empty(32), 1, 32, True, 1),
+        lambda: native.solve_per_diagonal(y, weight, torch.empty_like(y), False),
+    ):
+        with pytest.raises(RuntimeError, match=r"^\[cuda\] launch: "):
+            call()
+
+
 def test_a_library_that_is_not_built_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "library.so")
-    native._library.cache_clear()
+    monkeypatch.setattr(native, "_library", native._library.__wrapped__)  # without its cache
     with pytest.raises(cmake.Missing, match=r"bench gpu build"):
         native._library()
 
