@@ -1,7 +1,7 @@
 """Runs every kernel once for each storage type, on small problems: for compute-sanitizer.
 
-``python -m bench.gpu.every_kernel`` does so and says nothing; with ``--list`` it prints the names
-of the kernels that were launched, a line for each.
+``python -m bench.gpu.every_kernel`` does so and says nothing; with ``--list`` it prints the
+kernels that were launched, a line ``kernel NAME`` for each; a profiler may print lines of its own.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main() -> None:
         from .operations import kernels
 
         for name in sorted(set(kernels(run_all))):
-            print(name)
+            print(f"kernel {name}")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def sanitize(part: Part) -> None:
 
     script = [sys.executable, "-m", "bench.gpu.every_kernel"]
     status, printed = run([*script, "--list"], part.left)
-    names = printed.split("\n")[:-1] if status == 0 else []
+    names = re.findall(r"^kernel (.+)$", printed, re.MULTILINE)
     launched = {name.partition("<")[0] for name in names}
     missing = sorted(set(every_kernel.in_source()) - launched)
     said = f"never launched: {', '.join(missing)}" if missing else "all of cuda/"

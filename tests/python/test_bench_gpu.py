@@ -438,6 +438,27 @@ def test_the_kernels_of_the_source_are_found() -> None:
     assert {"solve_block", "conv_direct"} <= set(found)
 
 
+def test_a_kernel_that_no_problem_launches_is_named(
+    tmp_path: Path, device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = sorted(every_kernel.in_source())
+
+    def run(command: list[str], *_: object) -> tuple[int, str]:
+        if "--list" not in command:
+            return 0, "========= ERROR SUMMARY: 0 errors\n"
+        return 0, "profiler_start\n" + "".join(f"kernel {name}<float, 3>\n" for name in others)
+
+    monkeypatch.setattr(part, "run", run)
+    monkeypatch.setattr(part.shutil, "which", lambda *_, **__: "compute-sanitizer")
+    one = a_part("sanitize", tmp_path)
+    part.PARTS["sanitize"](one)
+    rows = saved(tmp_path)["sanitize"]["rows"]
+    assert one.failed
+    assert rows["kernels"]["missing"] == [first]
+    assert rows["kernels"]["launched"] == [f"{name}<float, 3>" for name in others]
+    assert all(rows[tool]["status"] == 0 for tool in part.TOOLS)
+
+
 @pytest.mark.parametrize(
     ("name", "short"),
     [
