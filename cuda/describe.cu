@@ -9,6 +9,8 @@ namespace {
 
 const char* name(Kernel kernel) {
   switch (kernel) {
+    case Kernel::image:
+      return "solve_image";
     case Kernel::block:
       return "solve_block";
     case Kernel::strips:
@@ -24,6 +26,8 @@ const char* name(Kernel kernel) {
 /// Of a plan, for as many groups as one launch can have.
 int launches(const Plan& plan) {
   switch (plan.kernel) {
+    case Kernel::image:
+      return 1;
     case Kernel::block:
     case Kernel::direct:
       return plan.weight_in_shared ? 1 : 2;  // pack_weights
