@@ -133,17 +133,28 @@ bool plan_image(Plan& plan, const Device& device, std::size_t element) {
   return true;
 }
 
-void plan_strips(Plan& plan, std::size_t element) {
+/// Whether a strip's window fits; the plan is complete then.
+bool plan_strips(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
+  if (s.channels > strips_channels || s.kernel_height != strips_kernel || s.kernel_width != strips_kernel) {
+    return false;
+  }
+  const int rows = 32 * rows_of_lane(element, s.channels), edges = s.kernel_height - 1;
+  const std::size_t bytes = product(element, {s.channels, rows * strip_pitch + edges * strip_columns +
+                                                              s.kernel_height * s.kernel_width * s.channels});
+  if (bytes > device.shared_bytes) {
+    return false;
+  }
   plan.kernel = Kernel::strips;
   plan.threads = 32;
-  plan.shared_bytes = product(element, {s.kernel_height, s.kernel_width, s.channels, s.channels});
-  plan.strips = (s.height + strip_rows - 1) / strip_rows;
+  plan.shared_bytes = bytes;
+  plan.strips = (s.height + rows - 1) / rows;
   if (plan.strips > 1) {
     const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
     plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * plan.strips}));
-    plan.rest_bytes = aligned(product(element, {chains, plan.strips, s.kernel_height - 1, s.channels, s.width}));
+    plan.rest_bytes = aligned(product(element, {chains, plan.strips, edges, s.channels, s.width}));
   }
+  return true;
 }
 
 void plan_direct(Plan& plan, const Device& device, std::size_t element) {
@@ -190,14 +201,11 @@ Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool un
                 unit_diagonal};
   plan.groups = narrowed(sizes.groups, "groups");
   plan.batch = narrowed(sizes.batch, "images");
-  const GroupShape& s = plan.shape;
   if (operation == Operation::conv) {
     plan_direct(plan, device, element);
   } else if (operation == Operation::weight_grad) {
     plan_sums(plan);
-  } else if (s.channels <= strips_channels && s.kernel_height == strips_kernel && s.kernel_width == strips_kernel) {
-    plan_strips(plan, element);
-  } else if (!plan_image(plan, device, element)) {
+  } else if (!plan_strips(plan, device, element) && !plan_image(plan, device, element)) {
     plan_block(plan, device, element);
   }
   return plan;

@@ -18,7 +18,7 @@ struct Device {
 enum class Kernel {
   image,   // solve, square kernels: one thread block for an image and a group, all of it in shared memory
   block,   // solve, any shape: likewise, with the last anti-diagonals in shared memory
-  strips,  // solve, 3 x 3 taps and few channels: 32 rows in the lanes of a warp, strip after strip in a pipeline
+  strips,  // solve, 3 x 3 taps and few channels: rows in the lanes of a warp, strip after strip in a pipeline
   direct,  // conv: each output by itself
   sums,    // weight_grad: sums over parts of the images, then over the parts
 };
@@ -67,14 +67,22 @@ struct Plan {
   std::size_t workspace_bytes() const { return cleared_bytes + weight_bytes + rest_bytes; }
 };
 
-/// The most channels of the layout strips.
-inline constexpr int strips_channels = 4, strips_kernel = 3, strip_rows = 32;
+/// strips: the most channels, and the taps of a side.
+inline constexpr int strips_channels = 4, strips_kernel = 3;
+
+/// Columns that a strip reads, writes and hands over at a time; after how many such chunks the last lane is through
+/// with one; the columns of the window, and from a row of it to the next. A lane is a column behind the one above it:
+/// an even pitch keeps the lanes in different banks, and with this one so are 8 columns of 4 rows.
+inline constexpr int strip_columns = 8, strip_delay = 5, strip_window = (strip_delay + 1) * strip_columns,
+                     strip_pitch = strip_window + 8;
+
+/// Rows of a lane: two, where there are registers for them.
+constexpr int rows_of_lane(std::size_t element, int channels) {
+  return element * static_cast<std::size_t>(channels) > 12 ? 1 : 2;
+}
 
 /// image: the threads that sum, and the rows, at most.
 inline constexpr int image_sum_threads = 256, image_rows = 64;
-
-/// Columns that a strip hands over at a time.
-inline constexpr int strip_columns = 16;
 
 /// The most products that weight_grad adds up one after the other in the arithmetic of T.
 inline constexpr int sums_chain = 256;
