@@ -64,9 +64,9 @@ def has_benchmark() -> bool:
 
 
 @pytest.fixture(scope="module")
-def native_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `native-only` preset, configured and built outside of the repository."""
-    directory = tmp_path_factory.mktemp("native") / "build"
+def native_build() -> Path:
+    """The `native-only` preset in a folder of its own, which keeps what was compiled."""
+    directory = ROOT / "build" / "pytest"
     bench = "ON" if has_benchmark() else "OFF"
     configure(ROOT, directory, "--preset", "native-only", f"-DINVCONV_BENCH={bench}")
     build(directory)
