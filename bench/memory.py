@@ -26,7 +26,7 @@ def extra(channels: int, size: int, threads: int) -> int:
     return int(done.stdout)
 
 
-def _peak() -> int:
+def peak() -> int:
     """Bytes: the most that this process has had in memory."""
     try:
         # Linux's getrusage would count what was in memory before this program was loaded.
@@ -49,9 +49,9 @@ def _main(channels: int, size: int, threads: int) -> None:
     y = np.empty((1, channels, size, size), dtype=np.float32)
     random.standard_normal(out=y, dtype=np.float32)
     x = np.full_like(y, 1)
-    before = _peak()
+    before = peak()
     invconv.solve(y, weight, out=x)
-    print(_peak() - before)
+    print(peak() - before)
 
 
 if __name__ == "__main__":

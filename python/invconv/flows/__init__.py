@@ -13,6 +13,7 @@ from invconv.flows._inverse_convolution import InverseConvolution
 from invconv.flows._model import PRESETS, FlowConfig, InverseFlow, StandardNormal
 from invconv.flows._permutations import Reverse, Squeeze
 from invconv.flows._preprocessing import Dequantization, Logit
+from invconv.flows._reversible import Reversible
 from invconv.flows._spline import RationalQuadraticSpline
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Logit",
     "RationalQuadraticSpline",
     "Reverse",
+    "Reversible",
     "Sequential",
     "SplitPrior",
     "Squeeze",
