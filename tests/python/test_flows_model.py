@@ -108,7 +108,13 @@ def test_bits_per_dim_of_a_known_density() -> None:
 def test_bits_per_dim_of_the_uniform_density_is_log2(quantization: int) -> None:
     # The same change of variables with the density of log_prob set to that of a uniform image.
     class Uniform(InverseFlow):
-        def log_prob(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        def log_prob(
+            self,
+            x: Tensor,
+            context: Tensor | None = None,
+            *,
+            generator: torch.Generator | None = None,
+        ) -> Tensor:
             return self.dequantize(x, generator=generator)[1]
 
     flow = Uniform(**TINY, quantization=quantization)

@@ -36,6 +36,21 @@ def sum_over_image(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+def check_context(layer: Bijection, x: Tensor, context: Tensor | None, features: int) -> Tensor:
+    """The context of a layer that has a condition: a vector for each image of x, in x's dtype.
+
+    Raises:
+        ValueError: there is none, or it is not ``(batch, features)``.
+    """
+    shape = (x.shape[0], features)
+    if context is None or tuple(context.shape) != shape:
+        raise ValueError(
+            f"[{type(layer).__name__}] expected context of shape (batch, {features}) with batch = "
+            f"{shape[0]}, but got {None if context is None else tuple(context.shape)}"
+        )
+    return context.to(x.dtype)
+
+
 class Sequential(Bijection):
     """The composition of several bijections, in the order of the image-to-latent pass.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from invconv.flows._bijection import Bijection, sum_over_image
+from invconv.flows._bijection import Bijection, check_context, sum_over_image
 
 # |log_scale| stays below this, so one layer stretches by at most e^2 in either direction.
 _LARGEST_LOG_SCALE = 2.0
@@ -15,14 +15,18 @@ class AffineCoupling(Bijection):
     ``z1 = x1``, ``z2 = (x2 - shift) exp(-log_scale)`` with ``(shift, log_scale) = net(x1)``, so
     ``log|det| = -sum(log_scale)`` (Dinh, Sohl-Dickstein and Bengio, *Real NVP*, ICLR 2017). The net
     is 3x3, 1x1 and 3x3 convolutions with ReLU, as in Glow; its last layer starts at zero, hence the
-    layer at the identity. ``log_scale`` is bounded by +-2 through tanh.
+    layer at the identity. ``log_scale`` is bounded by +-2 through tanh. With ``context_features``
+    the net has a second input, a vector for each image, of which a linear map is added to the
+    result of the first convolution.
 
     Args:
         channels: C, at least 2; the first C // 2 are the condition.
         hidden: channels inside the net.
+        context_features: D, and ``context`` is ``(batch, D)``; with 0 it is ignored.
 
     Raises:
-        ValueError: fewer than two channels or less than one hidden channel.
+        ValueError: fewer than two channels, less than one hidden channel or a negative D; when
+            called, a context that is not of shape ``(batch, D)``.
 
     Example:
         >>> import torch
@@ -34,12 +38,13 @@ class AffineCoupling(Bijection):
         (True, torch.Size([2]))
     """
 
-    def __init__(self, channels: int, hidden: int = 64) -> None:
+    def __init__(self, channels: int, hidden: int = 64, *, context_features: int = 0) -> None:
         super().__init__()
-        if channels < 2 or hidden < 1:
+        if channels < 2 or hidden < 1 or context_features < 0:
             raise ValueError(
-                f"[{type(self).__name__}] expected channels >= 2 and hidden >= 1, "
-                f"but got channels = {channels}, hidden = {hidden}"
+                f"[{type(self).__name__}] expected channels >= 2, hidden >= 1 and "
+                f"context_features >= 0, but got channels = {channels}, hidden = {hidden}, "
+                f"context_features = {context_features}"
             )
         self.condition = channels // 2
         rest = channels - self.condition
@@ -56,22 +61,33 @@ class AffineCoupling(Bijection):
         )
         # On CPUs convolutions in this layout are up to twice as fast.
         torch.nn.utils.convert_conv2d_weight_memory_format(self.net, torch.channels_last)
+        self.embed = (
+            torch.nn.Linear(context_features, hidden, bias=False) if context_features else None
+        )
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _split(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         first, second = x.tensor_split([self.condition], 1)
-        shift, raw = self.net(first).chunk(2, 1)
+        if self.embed is None:
+            result = self.net(first)
+        else:
+            condition = check_context(self, x, context, self.embed.in_features)
+            enter, *rest = self.net
+            result = enter(first) + self.embed(condition)[:, :, None, None]
+            for layer in rest:
+                result = layer(result)
+        shift, raw = result.chunk(2, 1)
         log_scale = _LARGEST_LOG_SCALE * (raw / _LARGEST_LOG_SCALE).tanh()
         return first, second, shift, log_scale
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalise the second half, given the first."""
-        first, second, shift, log_scale = self._split(x)
+        first, second, shift, log_scale = self._split(x, context)
         z = torch.cat([first, (second - shift) * (-log_scale).exp()], 1)
         return z, -sum_over_image(log_scale)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`; the first half is its own condition."""
-        first, second, shift, log_scale = self._split(z)
+        first, second, shift, log_scale = self._split(z, context)
         x = torch.cat([first, second * log_scale.exp() + shift], 1)
         return x, sum_over_image(log_scale)
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from invconv.flows._actnorm import ActNorm
@@ -16,6 +17,7 @@ from invconv.flows._coupling import AffineCoupling, SplitPrior
 from invconv.flows._inverse_convolution import InverseConvolution
 from invconv.flows._permutations import Reverse, Squeeze
 from invconv.flows._preprocessing import Dequantization, Logit
+from invconv.flows._reversible import Reversible
 from invconv.flows._spline import RationalQuadraticSpline
 
 _CORNERS = ("tl", "br", "tr", "bl")
@@ -56,6 +58,9 @@ class FlowConfig:
             convolutions, whose channels are then mixed by fixed reversals alone.
         spline_bins: pieces of each spline activation.
         spline_tail: the splines bend inside [-tail, tail].
+        num_classes: how many classes the images fall into, for a model of each; 0 for a model of
+            all of them.
+        reversible: the levels are :class:`Reversible`: less memory in training, more time.
 
     Raises:
         ValueError: a value is outside its range.
@@ -78,6 +83,8 @@ class FlowConfig:
     mixing: str = "inverse_conv"
     spline_bins: int = 16
     spline_tail: float = 3.0
+    num_classes: int = 0
+    reversible: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))
@@ -90,6 +97,10 @@ class FlowConfig:
                 raise ValueError(
                     f"[FlowConfig] expected {name} of at least 1, but got {getattr(self, name)}"
                 )
+        if self.num_classes < 0:
+            raise ValueError(
+                f"[FlowConfig] expected num_classes of at least 0, but got {self.num_classes}"
+            )
         multiple = 2**self.levels
         _, height, width = self.image_shape
         if height % multiple or width % multiple:
@@ -146,6 +157,10 @@ class InverseFlow(torch.nn.Module):
     a floating-point tensor is taken as already continuous, with values in [0, 1]. Everything is
     computed and returned in the dtype of the parameters.
 
+    With ``num_classes`` it models ``p(x | class)``: couplings, split priors and the splines of the
+    steps depend on the class. ``context`` is then the labels of the images, integers
+    0 ... num_classes - 1 of shape ``(batch,)``, and is None otherwise.
+
     Args:
         config: the architecture; or give the fields of :class:`FlowConfig` by name instead.
 
@@ -162,6 +177,10 @@ class InverseFlow(torch.nn.Module):
         (torch.Size([5]), torch.uint8)
         >>> [tuple(z.shape) for z in flow.encode(images)]
         [(5, 2, 4, 4), (5, 8, 2, 2)]
+        >>> flow = InverseFlow(image_shape=(1, 8, 8), steps=1, hidden=8, num_classes=10)
+        >>> labels = torch.tensor([7, 7, 3])
+        >>> flow.log_prob(images[:3], labels).shape, flow.sample(3, context=labels).shape
+        (torch.Size([3]), torch.Size([3, 1, 8, 8]))
     """
 
     def __init__(self, config: FlowConfig | None = None, /, **fields: Any) -> None:
@@ -189,9 +208,11 @@ class InverseFlow(torch.nn.Module):
             layers: list[Bijection] = [Squeeze()]
             for step in range(config.steps):
                 layers += self._step(channels, _CORNERS[(level * config.steps + step) % 4])
-            self.levels.append(Sequential(layers))
+            self.levels.append((Reversible if config.reversible else Sequential)(layers))
             if level < config.levels - 1:
-                self.priors.append(SplitPrior(channels, config.hidden))
+                self.priors.append(
+                    SplitPrior(channels, config.hidden, context_features=config.num_classes)
+                )
                 channels //= 2
             self.latent_shapes.append((channels, height, width))
 
@@ -205,8 +226,13 @@ class InverseFlow(torch.nn.Module):
         return [
             *layers,
             Reverse(),
-            RationalQuadraticSpline(channels, config.spline_bins, config.spline_tail),
-            AffineCoupling(channels, config.hidden),
+            RationalQuadraticSpline(
+                channels,
+                config.spline_bins,
+                config.spline_tail,
+                context_features=config.num_classes,
+            ),
+            AffineCoupling(channels, config.hidden, context_features=config.num_classes),
         ]
 
     @property
@@ -246,24 +272,65 @@ class InverseFlow(torch.nn.Module):
         z, logabsdet = self.dequantization(values, generator=generator)
         return z, logabsdet
 
-    def _to_latents(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _one_hot(self, context: Tensor | None, batch: int) -> Tensor | None:
+        """The labels as the context of the layers, ``(batch, num_classes)``."""
+        classes = self.config.num_classes
+        if context is None and classes == 0:
+            return None
+        if classes == 0:
+            raise ValueError(
+                "[InverseFlow] expected context None, because the model has no classes, "
+                "but got a tensor"
+            )
+        if context is None:
+            raise ValueError(
+                f"[InverseFlow] expected context to be {batch} labels, because the model has "
+                f"{classes} classes, but got None"
+            )
+        if context.is_floating_point() or context.is_complex() or context.dtype == torch.bool:
+            raise TypeError(f"[InverseFlow] expected integer labels, but got {context.dtype}")
+        if tuple(context.shape) != (batch,):
+            raise ValueError(
+                f"[InverseFlow] expected labels of shape ({batch},), but got {tuple(context.shape)}"
+            )
+        if batch and not (context.min() >= 0 and context.max() < classes):
+            raise ValueError(
+                f"[InverseFlow] expected labels from 0 to {classes - 1}, "
+                f"but got labels from {context.min().item()} to {context.max().item()}"
+            )
+        like = self._like
+        return F.one_hot(context.to(like.device).long(), classes).to(like.dtype)
+
+    def _to_latents(self, x: Tensor, condition: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
         x, logabsdet = self.marginal(x)
         latents = []
         for index, level in enumerate(self.levels):
-            x, change = level(x)
+            x, change = level(x, condition)
             logabsdet = logabsdet + change
             if index < len(self.priors):
-                x, change = self.priors[index](x)
+                x, change = self.priors[index](x, condition)
                 logabsdet = logabsdet + change
                 x, final = x.chunk(2, 1)
                 latents.append(final)
         return (*latents, x), logabsdet
 
-    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """The same as :meth:`log_prob`, for wrappers that call the module itself."""
-        return self.log_prob(x, generator=generator)
+        return self.log_prob(x, context, generator=generator)
 
-    def log_prob(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def log_prob(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Log-likelihood of each image in nats, shape ``(batch,)``.
 
         For integer images it is a lower bound on ``log P(x)``, see :meth:`bits_per_dim`, estimated
@@ -271,19 +338,29 @@ class InverseFlow(torch.nn.Module):
 
         Args:
             x: images, see the class.
+            context: their labels if the model has classes.
             generator: source of the noise.
 
         Raises:
-            ValueError: as :meth:`dequantize`.
+            ValueError: as :meth:`dequantize`, or labels that the model has no use for, or of the
+                wrong shape, or outside 0 ... num_classes - 1.
+            TypeError: labels that are not integers.
         """
+        condition = self._one_hot(context, len(x))
         x, logabsdet = self.dequantize(x, generator=generator)
-        latents, change = self._to_latents(x)
+        latents, change = self._to_latents(x, condition)
         logabsdet = logabsdet + change
         for z in latents:
             logabsdet = logabsdet + self.base.log_prob(z)
         return logabsdet
 
-    def bits_per_dim(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Bits per dimension of integer images, shape ``(batch,)``: lower is better.
 
         An image of D = C H W integers has probability ``P(x)``, the integral of the model's density
@@ -297,40 +374,51 @@ class InverseFlow(torch.nn.Module):
 
         Args:
             x: integer images with values 0 ... Q - 1.
+            context: as for :meth:`log_prob`; the code is then one for images of a known class.
             generator: source of the dequantization noise.
 
         Raises:
             TypeError: floating-point images, which have a density but no code length.
-            ValueError: as :meth:`dequantize`.
+            ValueError: as :meth:`log_prob`.
         """
         if x.is_floating_point():
             raise TypeError(f"[bits_per_dim] expected an integer tensor, but got {x.dtype}")
         dims = math.prod(self.config.image_shape)
-        return self.log_prob(x, generator=generator) / (-dims * math.log(2))
+        return self.log_prob(x, context, generator=generator) / (-dims * math.log(2))
 
-    def encode(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+    def encode(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ...]:
         """Images to latents, one tensor for each level, of ``(batch, *latent_shapes[level])``.
 
         Under the model all their values are independent standard normal.
 
         Args:
             x: images, see the class.
+            context: as for :meth:`log_prob`.
             generator: source of the dequantization noise.
 
         Raises:
-            ValueError: as :meth:`dequantize`.
+            TypeError, ValueError: as :meth:`log_prob`.
         """
+        condition = self._one_hot(context, len(x))
         x, _ = self.dequantize(x, generator=generator)
-        return self._to_latents(x)[0]
+        return self._to_latents(x, condition)[0]
 
-    def decode(self, latents: Sequence[Tensor]) -> Tensor:
+    def decode(self, latents: Sequence[Tensor], context: Tensor | None = None) -> Tensor:
         """Latents to images with values in [0, 1]; undoes :meth:`encode` of dequantized images.
 
         Args:
             latents: as :meth:`encode` returns them.
+            context: as for :meth:`log_prob`.
 
         Raises:
-            ValueError: wrong number or shapes of latents.
+            TypeError, ValueError: wrong number or shapes of latents, or labels as in
+                :meth:`log_prob`.
         """
         shapes = [tuple(z.shape[1:]) for z in latents]
         if shapes != self.latent_shapes:
@@ -338,13 +426,14 @@ class InverseFlow(torch.nn.Module):
                 f"[InverseFlow] expected latents of shapes (batch, ...) with {self.latent_shapes}, "
                 f"but got {shapes}"
             )
+        condition = self._one_hot(context, len(latents[0]))
         *finals, x = (z.to(self._like.dtype) for z in latents)
         for index in reversed(range(len(self.levels))):
             if index < len(finals):
                 x, _ = cast(SplitPrior, self.priors[index]).inverse(
-                    torch.cat([x, finals[index]], 1)
+                    torch.cat([x, finals[index]], 1), condition
                 )
-            x, _ = cast(Sequential, self.levels[index]).inverse(x)
+            x, _ = cast(Sequential, self.levels[index]).inverse(x, condition)
         x, _ = self.marginal.inverse(x)
         # The inverse logit reaches alpha / (1 - 2 alpha) beyond either end.
         return x.clamp(0, 1)
@@ -355,6 +444,7 @@ class InverseFlow(torch.nn.Module):
         n: int,
         temperature: float = 1.0,
         *,
+        context: Tensor | int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw n images, ``(n, C, H, W)``, integers 0 ... Q - 1, uint8 if Q <= 256 else int64.
@@ -362,16 +452,21 @@ class InverseFlow(torch.nn.Module):
         Args:
             n: how many.
             temperature: standard deviation of the latents; below 1 gives tamer, less varied images.
+            context: if the model has classes, the class of each image, ``(n,)``, or of all.
             generator: source of the latents, of any device.
 
         Raises:
-            ValueError: a negative number, or a temperature that is negative or not finite.
+            ValueError: a negative number, a temperature that is negative or not finite, or labels
+                as in :meth:`log_prob`.
+            TypeError: labels that are not integers.
         """
         if n < 0 or not 0 <= temperature < math.inf:
             raise ValueError(
                 "[sample] expected n >= 0 and a finite temperature >= 0, "
                 f"but got n = {n}, temperature = {temperature}"
             )
+        if isinstance(context, int):
+            context = torch.full((n,), context)
         like = self._like
         device = like.device if generator is None else generator.device
         latents = [
@@ -379,5 +474,6 @@ class InverseFlow(torch.nn.Module):
             * torch.randn(n, *shape, generator=generator, device=device, dtype=like.dtype)
             for shape in self.latent_shapes
         ]
-        images, _ = self.dequantization.inverse(self.decode([z.to(like.device) for z in latents]))
+        values = self.decode([z.to(like.device) for z in latents], context)
+        images, _ = self.dequantization.inverse(values)
         return images.to(torch.uint8 if self.config.quantization <= 256 else torch.int64)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invconv._torch import without_autocast
-from invconv.flows._bijection import Bijection, sum_over_image
+from invconv.flows._bijection import Bijection, check_context, sum_over_image
 
 # The narrowest bin and the flattest knot, so that neither direction divides by almost nothing.
 _MIN_FRACTION = 1e-3  # of the whole interval
@@ -24,16 +24,20 @@ class RationalQuadraticSpline(Bijection):
 
         ``y = y_k + h (s t^2 + d_k t (1 - t)) / (s + (d_k + d_k+1 - 2 s) t (1 - t))``.
 
-    Outside it is the identity, and the derivatives at both ends are 1.
+    Outside it is the identity, and the derivatives at both ends are 1. With ``context_features``
+    every image has curves of its own: a linear map of its context, zero at first, is added to the
+    parameters.
 
     Args:
         channels: number of curves.
         bins: number of rational-quadratic pieces of each.
         tail_bound: half the length of the interval in which the curve bends.
+        context_features: D, and ``context`` is ``(batch, D)``; with 0 it is ignored.
 
     Raises:
-        ValueError: no channels, fewer than two bins or too many for the least width, or a
-            tail_bound that is not positive.
+        ValueError: no channels, fewer than two bins or too many for the least width, a tail_bound
+            that is not positive or a negative D; when called, a context that is not of shape
+            ``(batch, D)``.
 
     Example:
         >>> import torch
@@ -45,13 +49,21 @@ class RationalQuadraticSpline(Bijection):
         (True, torch.Size([2]))
     """
 
-    def __init__(self, channels: int, bins: int = 16, tail_bound: float = 3.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        bins: int = 16,
+        tail_bound: float = 3.0,
+        *,
+        context_features: int = 0,
+    ) -> None:
         super().__init__()
-        if channels < 1 or not 2 <= bins <= 0.5 / _MIN_FRACTION or not tail_bound > 0:
+        most = int(0.5 / _MIN_FRACTION)
+        if channels < 1 or not 2 <= bins <= most or not tail_bound > 0 or context_features < 0:
             raise ValueError(
-                "[RationalQuadraticSpline] expected channels >= 1, 2 <= bins <= "
-                f"{0.5 / _MIN_FRACTION:.0f} and tail_bound > 0, but got channels = {channels}, "
-                f"bins = {bins}, tail_bound = {tail_bound}"
+                f"[RationalQuadraticSpline] expected channels >= 1, 2 <= bins <= {most}, "
+                f"tail_bound > 0 and context_features >= 0, but got channels = {channels}, "
+                f"bins = {bins}, tail_bound = {tail_bound}, context_features = {context_features}"
             )
         self.bins = bins
         self.tail_bound = tail_bound
@@ -60,20 +72,44 @@ class RationalQuadraticSpline(Bijection):
         # softplus(this) + _MIN_DERIVATIVE = 1: the identity's slope.
         slope_one = math.log(math.expm1(1 - _MIN_DERIVATIVE))
         self.derivatives = torch.nn.Parameter(torch.full((channels, bins - 1), slope_one))
+        self.embed = None
+        if context_features:
+            self.embed = torch.nn.Linear(context_features, channels * (3 * bins - 1), bias=False)
+            torch.nn.init.zeros_(self.embed.weight)
 
-    def _pieces(self, v: Tensor, on_y: bool) -> tuple[Tensor, ...]:
-        """For each element of v, ``(channels, n)``, the nine coefficients of its piece."""
+    def _rows(self, x: Tensor) -> Tensor:
+        """The values that share a curve as one row each: of a channel, or of an image's channel."""
+        return x.movedim(1, 0).flatten(1) if self.embed is None else x.flatten(2).flatten(0, 1)
+
+    def _images(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Undo ``_rows(like)``."""
+        if self.embed is not None:
+            return rows.view(like.shape)
+        return rows.view(like.shape[1], like.shape[0], *like.shape[2:]).movedim(0, 1)
+
+    def _pieces(
+        self, v: Tensor, x: Tensor, context: Tensor | None, on_y: bool
+    ) -> tuple[Tensor, ...]:
+        """For each element of v, ``_rows`` of x's shape, the nine coefficients of its piece."""
         with without_autocast(v):
-            return self._pick(v, self._table(), on_y)
+            free = torch.cat([self.widths, self.heights, self.derivatives], 1)
+            if self.embed is not None:
+                condition = check_context(self, x, context, self.embed.in_features)
+                offset = self.embed(condition).unflatten(1, free.shape)
+                free = (free + offset).flatten(0, 1)
+            return self._pick(v, self._table(free), on_y)
 
-    def _table(self) -> Tensor:
-        """The nine coefficients of every piece, ``(channels, 9, bins)``."""
-        # Both axes at once: each of shape (2, channels, bins), as shares of the whole interval.
-        free = torch.stack([self.widths, self.heights])
-        share = F.softmax(free, 2) * (1 - _MIN_FRACTION * self.bins) + _MIN_FRACTION
+    def _table(self, free: Tensor) -> Tensor:
+        """The nine coefficients of every piece, ``(curves, 9, bins)``."""
+        widths, heights, derivatives = free.tensor_split([self.bins, 2 * self.bins], 1)
+        # Both axes at once: each of shape (2, curves, bins), as shares of the whole interval.
+        share = (
+            F.softmax(torch.stack([widths, heights]), 2) * (1 - _MIN_FRACTION * self.bins)
+            + _MIN_FRACTION
+        )
         length = share * (2 * self.tail_bound)
         (w, h), (x_k, y_k) = length, length.cumsum(2) - length - self.tail_bound
-        slope = F.pad(F.softplus(self.derivatives) + _MIN_DERIVATIVE, (1, 1), value=1.0)
+        slope = F.pad(F.softplus(derivatives) + _MIN_DERIVATIVE, (1, 1), value=1.0)
         d_k, d_next = slope[:, :-1], slope[:, 1:]
         s = h / w
         p, q = d_k / s, (d_k + d_next) / s - 2
@@ -89,25 +125,25 @@ class RationalQuadraticSpline(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Bend every channel by its curve."""
-        rows = x.movedim(1, 0).flatten(1)
+        rows = self._rows(x)
         # Both ends of the curve are fixed points of slope 1: clamp, bend, add back what was cut.
         v = rows.clamp(-self.tail_bound, self.tail_bound)
-        x_k, w_inverse, y_k, h, p, q, *slopes = self._pieces(v, on_y=False)
+        x_k, w_inverse, y_k, h, p, q, *slopes = self._pieces(v, x, context, on_y=False)
         t = (v - x_k) * w_inverse
         square = t * t
         u = t - square
         below = q * u + 1
         z = torch.addcmul(y_k, h, torch.addcmul(square, p, u) / below) + (rows - v)
-        return _as_images(z, x), _sum_log_slope(t, u, below, slopes, x)
+        return self._images(z, x), self._sum_log_slope(t, u, below, slopes, x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`: with ``r = (y - y_k) / h``, t is a root of a quadratic.
 
         ``(1 - b) t^2 + b t - r = 0``, where ``b = d_k / s - r ((d_k + d_k+1) / s - 2)``.
         """
-        rows = z.movedim(1, 0).flatten(1)
+        rows = self._rows(z)
         v = rows.clamp(-self.tail_bound, self.tail_bound)
-        x_k, w_inverse, y_k, h, p, q, *slopes = self._pieces(v, on_y=True)
+        x_k, w_inverse, y_k, h, p, q, *slopes = self._pieces(v, z, context, on_y=True)
         r = ((v - y_k) / h).clamp(0, 1)
         b = p - r * q
         # The discriminant b^2 + 4 (1 - b) r as a sum of two squares, and of the two forms of the
@@ -116,18 +152,12 @@ class RationalQuadraticSpline(Bijection):
         t = torch.where(b >= 0, 2 * r / (b.abs() + root), (root + b.abs()) / (2 * (1 + b.abs())))
         u = t - t * t
         x = x_k + t / w_inverse + (rows - v)
-        return _as_images(x, z), -_sum_log_slope(t, u, q * u + 1, slopes, z)
+        return self._images(x, z), -self._sum_log_slope(t, u, q * u + 1, slopes, z)
 
-
-def _as_images(rows: Tensor, like: Tensor) -> Tensor:
-    """Undo ``like.movedim(1, 0).flatten(1)``."""
-    return rows.view(like.shape[1], like.shape[0], *like.shape[2:]).movedim(0, 1)
-
-
-def _sum_log_slope(
-    t: Tensor, u: Tensor, below: Tensor, slopes: list[Tensor], like: Tensor
-) -> Tensor:
-    """``sum log dy/dx`` over every image; all terms of the numerator are positive."""
-    d_k, s_twice, d_next = slopes
-    above = d_k * (1 - t) ** 2 + s_twice * u + d_next * t * t
-    return sum_over_image(_as_images((above / (below * below)).log(), like))
+    def _sum_log_slope(
+        self, t: Tensor, u: Tensor, below: Tensor, slopes: list[Tensor], like: Tensor
+    ) -> Tensor:
+        """``sum log dy/dx`` over every image; all terms of the numerator are positive."""
+        d_k, s_twice, d_next = slopes
+        above = d_k * (1 - t) ** 2 + s_twice * u + d_next * t * t
+        return sum_over_image(self._images((above / (below * below)).log(), like))
