@@ -18,7 +18,7 @@ try:
     from invconv._core import has_cuda
 
     from . import core as cpp
-    from . import operations, peers, plans, report, results, scaling, timing
+    from . import depth, operations, peers, plans, report, results, scaling, timing
     from .cmake import Missing
     from .gpu import command
     from .results import Rows
@@ -202,6 +202,28 @@ def plans_(
 
 
 app.command(name="gpu")(command.gpu)
+
+
+@app.command(name="memory-depth")
+def memory_depth(
+    largest: Annotated[int, typer.Option(min=1, help="Flow steps of the deepest flow.")] = 32,
+    save: Annotated[
+        bool, typer.Option("--save", help=f"Draw the figures into {depth.PICTURE}.")
+    ] = False,
+) -> None:
+    """Measure the peak memory of a training step against depth, of Sequential and Reversible."""
+    steps = [count for count in depth.STEPS if count <= largest]
+    measured = track(steps, "measuring", console=console, transient=True)
+    rows: Rows = {str(count): depth.measure(count) for count in measured}
+    table = Table()
+    for title in depth.TITLES:
+        table.add_column(title, justify="right")
+    for cells in depth.table_rows(rows):
+        table.add_row(*cells)
+    console.print(table)
+    if save:
+        depth.plot(rows, results.ROOT / depth.PICTURE)
+        console.print(str(results.ROOT / depth.PICTURE), soft_wrap=True)
 
 
 @app.command(name="report")

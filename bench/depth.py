@@ -21,6 +21,8 @@ from invconv import flows
 from .memory import peak as peak_of_process
 from .results import ROOT, Rows
 
+PICTURE = Path("docs") / "memory-depth.png"
+
 STEPS = (1, 2, 4, 8, 16, 32)
 # The first level of 32 x 32 images: large enough that everything but activations is lost in it.
 BATCH, CHANNELS, SIZE, HIDDEN = 16, 12, 16, 32

@@ -16,7 +16,19 @@ import torch
 from typer.testing import CliRunner
 
 import invconv
-from bench import core, floors, memory, operations, peers, plans, report, results, scaling, timing
+from bench import (
+    core,
+    depth,
+    floors,
+    memory,
+    operations,
+    peers,
+    plans,
+    report,
+    results,
+    scaling,
+    timing,
+)
 from bench.__main__ import app
 from bench.shapes import SHAPES, SQUARES, Shape
 
@@ -437,3 +449,18 @@ def test_the_page_has_the_table_of_plans(monkeypatch: pytest.MonkeyPatch) -> Non
     page = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text()
     committed = page.partition(plans.BEGIN)[2].partition(plans.END)[0]
     assert committed.strip() == printed.output.strip(), "python -m bench plans --save"
+
+
+def test_memory_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth, "STEPS", (1, 2, 4))
+    # Figures of another machine: how they are measured is tested in test_reversible.py.
+    monkeypatch.setattr(
+        depth, "peak", lambda steps, *, reversible: (20 if reversible else 10 + 10 * steps) * 10**6
+    )
+    done = CliRunner().invoke(app, ["memory-depth", "--largest", "2", "--save"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    cells = [line.replace("│", " ").split() for line in done.output.splitlines()]
+    assert ["1", "5", "20.0", "20.0", "1.0"] in cells
+    assert ["2", "10", "30.0", "20.0", "1.5"] in cells
+    assert not any(line[:1] == ["4"] for line in cells)
+    assert (tmp_path / depth.PICTURE).stat().st_size > 1000
