@@ -74,8 +74,8 @@ def plot(rows: Rows, path: Path) -> None:
     axes = figure.add_subplot()
     for kind, marker in (("sequential", "s"), ("reversible", "o")):
         values = [row[f"{kind}_bytes"] / 1e6 for row in rows.values()]
-        axes.loglog(steps, values, marker=marker, label=kind.capitalize(), base=2)
-    axes.set_xticks(steps, [str(number) for number in steps])
+        axes.plot(steps, values, marker=marker, label=kind.capitalize())
+    axes.set_ylim(bottom=0)
     axes.set(
         xlabel="flow steps (five layers each)",
         ylabel="peak of a training step, MB",
