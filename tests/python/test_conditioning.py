@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from invconv import data as datasets
+from invconv.cli import main
 from invconv.flows import (
     ActNorm,
     AffineCoupling,
@@ -20,6 +25,7 @@ from invconv.flows import (
     Sequential,
     SplitPrior,
 )
+from invconv.train import load_model
 
 EPS = torch.finfo(torch.float64).eps
 FEATURES = 3
@@ -261,3 +267,60 @@ def test_models_without_classes_refuse_labels() -> None:
 def test_old_configurations_still_load() -> None:
     text = '{"image_shape": [1, 8, 8], "levels": 2, "steps": 1, "hidden": 6}'
     assert FlowConfig.from_json(text) == FlowConfig(**TINY)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def test_labels_are_split_like_their_images() -> None:
+    from sklearn.datasets import load_digits
+
+    data, whole = datasets.load("digits"), load_digits()
+    known = {image.tobytes(): label for image, label in
+             zip(whole.images.astype(np.uint8), whole.target, strict=True)}  # fmt: skip
+    assert data.num_classes == 10
+    for images, labels in (
+        (data.train, data.train_labels),
+        (data.validation, data.validation_labels),
+        (data.test, data.test_labels),
+    ):
+        assert labels is not None and labels.dtype == np.int64
+        assert [known[image.tobytes()] for image in images[:, 0]] == labels.tolist()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out + captured.err
+
+
+def test_conditional_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    options = ["--data", "digits", "--preset", "tiny", "--epochs", "1", "--out", out]
+    assert run(capsys, "train", *options, "--conditional", "--reversible")[0] == 0
+    config = load_model(out).config
+    assert (config.num_classes, config.reversible) == (10, True)
+    pictures = []
+    for label in (["--class", "3"], ["--class", "0"], []):
+        code, text = run(capsys, "sample", out, "-n", "4", *label)
+        assert code == 0
+        pictures.append(Path("".join(text.split())).read_bytes())
+    assert len(set(pictures)) == 3
+    code, text = run(capsys, "sample", out, "--class", "10")
+    assert code == 1 and "has the classes 0 to 9, so it has no class 10" in text
+    assert run(capsys, "train", "--resume", "--conditional", "--out", out)[0] == 0
+    assert run(capsys, "eval", out)[0] == 0
+
+
+def test_images_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(10):
+        Image.fromarray(np.full((4, 4), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")
+    options = ["train", "--data", str(tmp_path), "--preset", "tiny", "--epochs", "1"]
+    code, text = run(capsys, *options, "--conditional", "--out", str(tmp_path / "run"))
+    assert code == 1 and "has no classes, so no conditional model" in text
+    assert run(capsys, *options, "--out", str(tmp_path / "run"))[0] == 0
+    code, text = run(capsys, "sample", str(tmp_path / "run"), "--class", "0")
+    assert code == 1 and "is not conditional, so it has no class 0" in text
+    code, text = run(capsys, "train", "--resume", "--conditional", "--out", str(tmp_path / "run"))
+    assert code == 1 and "begun with --conditional False" in text

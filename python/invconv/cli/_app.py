@@ -121,6 +121,17 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of all random numbers. Default: 0.")
     ] = None,
+    conditional: Annotated[
+        bool,
+        typer.Option(
+            "--conditional",
+            help="Model each class of the images (mnist5k and digits have ten).",
+        ),
+    ] = False,
+    reversible: Annotated[
+        bool,
+        typer.Option("--reversible", help="Less memory for more time: activations are recomputed."),
+    ] = False,
     device: _Device = "cpu",
     resume: Annotated[
         bool,
@@ -153,7 +164,15 @@ def train(
     if resume:
         asked = data and training.absolute_source(data)
         config = training.read_config(
-            out, data=asked, preset=preset, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
+            out,
+            data=asked,
+            preset=preset,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            conditional=conditional or None,
+            reversible=reversible or None,
         )
         images = datasets.load(config.data)
         if training.checksum(images) != config.data_checksum:
@@ -165,6 +184,8 @@ def train(
             images,
             preset or _DEFAULT_PRESET,
             seed or 0,
+            conditional=conditional,
+            reversible=reversible,
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
@@ -217,6 +238,12 @@ def sample(
     temperature: Annotated[
         float, typer.Option(min=0, help="Spread of the latents; below 1 is tamer, less varied.")
     ] = 0.8,
+    label: Annotated[
+        int | None,
+        typer.Option(
+            "--class", min=0, help="Of a conditional model: this class. Default: all in turn."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the latents.")] = 0,
     device: _Device = "cpu",
     out: Annotated[
@@ -230,11 +257,18 @@ def sample(
     from invconv import train as training
 
     model = training.load_model(run).to(training.select_device(device))
-    images = model.sample(n, temperature, generator=torch.Generator().manual_seed(seed))
+    classes = model.config.num_classes
+    if label is not None and label >= classes:
+        known = f"has the classes 0 to {classes - 1}" if classes else "is not conditional"
+        raise training.RunError(f"the model {known}, so it has no class {label}")
+    context = training.every_class(model, n) if label is None else label
+    generator = torch.Generator().manual_seed(seed)
+    images = model.sample(n, temperature, context=context, generator=generator)
     folder = run if run.is_dir() else run.parent
-    out = out or folder / f"samples-{temperature:g}-{seed}.png"
+    suffix = "" if label is None else f"-class-{label}"
+    out = out or folder / f"samples-{temperature:g}-{seed}{suffix}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{n} samples at temperature {temperature:g}"
+    title = f"{n} samples at temperature {temperature:g}" + suffix.replace("-", " ")
     training.save_grid(out, images, model.config.quantization, title)
     print(out)
 

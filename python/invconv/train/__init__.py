@@ -6,7 +6,7 @@ weights, for use) and, once finished, ``summary.json`` and three pictures.
 """
 
 from invconv.train._config import PRESETS, Preset, TrainConfig
-from invconv.train._evaluate import evaluate, select_device
+from invconv.train._evaluate import evaluate, every_class, select_device
 from invconv.train._files import RunError, has_checkpoint, load_model, resume_command
 from invconv.train._fit import Listener, train
 from invconv.train._pictures import save_grid
@@ -22,6 +22,7 @@ __all__ = [
     "checksum",
     "create_run",
     "evaluate",
+    "every_class",
     "has_checkpoint",
     "load_model",
     "new_config",

@@ -68,6 +68,16 @@ class TrainConfig:
         if self.seed < 0:
             raise ValueError(f"expected seed of at least 0, but got {self.seed}")
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the model is one of each class."""
+        return self.flow.num_classes > 0
+
+    @property
+    def reversible(self) -> bool:
+        """Whether the model's levels recompute their activations."""
+        return self.flow.reversible
+
     def to_json(self) -> str:
         """The configuration as an indented JSON object."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

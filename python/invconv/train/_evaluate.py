@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import invconv
-from invconv.data import ImageData, Images
+from invconv.data import ImageData, Images, Labels
 from invconv.flows import InverseFlow
 from invconv.train._files import RunError
 
@@ -36,13 +36,41 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def labels_of(model: InverseFlow, labels: Labels | None) -> torch.Tensor | None:
+    """The labels as the model takes them: None if it has no classes.
+
+    Raises:
+        RunError: the model has classes, and the images have no labels.
+    """
+    if model.config.num_classes == 0:
+        return None
+    if labels is None:
+        raise RunError(
+            f"the model is of {model.config.num_classes} classes; these images have none"
+        )
+    return torch.from_numpy(labels)
+
+
+def every_class(model: InverseFlow, n: int) -> torch.Tensor | None:
+    """Labels of n images to draw, all classes in turn; None if the model has no classes."""
+    classes = model.config.num_classes
+    return torch.arange(n) % classes if classes else None
+
+
 @torch.no_grad()
-def bits_per_dim(model: InverseFlow, images: Images) -> float:
+def bits_per_dim(model: InverseFlow, images: Images, labels: Labels | None) -> float:
     """Mean bits/dim of the images, with one fixed draw of the dequantization noise."""
     generator = torch.Generator().manual_seed(_NOISE_SEED)
     device = next(model.parameters()).device
-    batches = torch.from_numpy(images).split(_BATCH)
-    bits = [model.bits_per_dim(batch.to(device), generator=generator) for batch in batches]
+    context = labels_of(model, labels)
+    bits = [
+        model.bits_per_dim(
+            torch.from_numpy(images[start : start + _BATCH]).to(device),
+            None if context is None else context[start : start + _BATCH],
+            generator=generator,
+        )
+        for start in range(0, len(images), _BATCH)
+    ]
     return torch.cat(bits).double().mean().item()
 
 
@@ -69,19 +97,23 @@ def evaluate(model: InverseFlow, data: ImageData) -> dict[str, Any]:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(_NOISE_SEED)
     test = torch.from_numpy(data.test).to(device)
+    context = labels_of(model, data.test_labels)
     error = 0.0
-    for batch in test.split(_BATCH):
-        x, _ = model.dequantize(batch, generator=generator)
-        error = max(error, (model.decode(model.encode(x)) - x).abs().max().item())
-    hundred = test[torch.arange(100) % len(test)]
+    for indices in torch.arange(len(test)).split(_BATCH):
+        labels = None if context is None else context[indices]
+        x, _ = model.dequantize(test[indices], generator=generator)
+        again = model.decode(model.encode(x, labels), labels)
+        error = max(error, (again - x).abs().max().item())
+    hundred = torch.arange(100) % len(test)
+    labels = None if context is None else context[hundred]
     return {
-        "test_bits_per_dim": bits_per_dim(model, data.test),
+        "test_bits_per_dim": bits_per_dim(model, data.test, data.test_labels),
         "reconstruction_max_error": error,
         "sample_seconds_per_100": _median_seconds(
-            lambda: model.sample(100, generator=generator), device
+            lambda: model.sample(100, context=every_class(model, 100), generator=generator), device
         ),
         "forward_seconds_per_100": _median_seconds(
-            lambda: model.encode(hundred, generator=generator), device
+            lambda: model.encode(test[hundred], labels, generator=generator), device
         ),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(device),

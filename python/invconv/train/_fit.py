@@ -14,7 +14,7 @@ from torch import Tensor
 from invconv.data import ImageData
 from invconv.flows import InverseFlow
 from invconv.train._config import TrainConfig
-from invconv.train._evaluate import bits_per_dim, evaluate
+from invconv.train._evaluate import bits_per_dim, evaluate, labels_of
 from invconv.train._files import RunError, read_tensors, save_model, write_atomic, write_tensors
 from invconv.train._pictures import save_curve, save_reconstruction, save_samples
 
@@ -123,6 +123,7 @@ def _run_epoch(
     state: _State,
     config: TrainConfig,
     images: Tensor,
+    labels: Tensor | None,
     device: torch.device,
     listener: Listener,
 ) -> float:
@@ -146,7 +147,8 @@ def _run_epoch(
         for group in state.optimizer.param_groups:
             group["lr"] = _learning_rate(config, step, len(batches))
         shifted = _shift(images[batch], generator).to(device)
-        loss = -state.model(shifted, generator=generator).mean() / (dims * math.log(2))
+        context = None if labels is None else labels[batch]
+        loss = -state.model(shifted, context, generator=generator).mean() / (dims * math.log(2))
         state.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM)
@@ -200,6 +202,7 @@ def train(
     """
     state = _State(config, device)
     train_images = torch.from_numpy(data.train)
+    train_labels = labels_of(state.model, data.train_labels)
     checkpoint = out / "checkpoint.safetensors"
     metrics = out / "metrics.jsonl"
     if checkpoint.exists():
@@ -208,15 +211,16 @@ def train(
         # ActNorm starts from the first images of the first epoch.
         state.model.train()
         with torch.no_grad():
-            state.model(train_images[:500].to(device), generator=_generator(config.seed, 0))
+            first = None if train_labels is None else train_labels[:500]
+            state.model(train_images[:500].to(device), first, generator=_generator(config.seed, 0))
     rows = _read_metrics(metrics, state.epoch)
     _write_metrics(metrics, rows)
     listener.started(state.epoch, config.epochs, len(train_images))
 
     while state.epoch < config.epochs:
         began = time.perf_counter()
-        train_bits = _run_epoch(state, config, train_images, device, listener)
-        validation_bits = bits_per_dim(state.averaged(), data.validation)
+        train_bits = _run_epoch(state, config, train_images, train_labels, device, listener)
+        validation_bits = bits_per_dim(state.averaged(), data.validation, data.validation_labels)
         if not math.isfinite(validation_bits):
             raise RunError(
                 f"the validation bits/dim are {validation_bits} after epoch {state.epoch + 1}; "

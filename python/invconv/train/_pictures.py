@@ -14,6 +14,7 @@ from torch import Tensor
 
 from invconv.data import ImageData
 from invconv.flows import InverseFlow, Squeeze
+from invconv.train._evaluate import every_class, labels_of
 from invconv.train._files import write_atomic
 
 # A little below 1: fewer odd shapes, at some cost in variety. The title says it.
@@ -54,7 +55,7 @@ def _show(axes: Any, sheet: npt.NDArray[np.float32]) -> None:
 
 def save_samples(path: Path, model: InverseFlow, generator: torch.Generator) -> None:
     """Write 100 samples."""
-    images = model.sample(100, _TEMPERATURE, generator=generator)
+    images = model.sample(100, _TEMPERATURE, context=every_class(model, 100), generator=generator)
     title = f"100 samples at temperature {_TEMPERATURE}"
     save_grid(path, images, model.config.quantization, title)
 
@@ -75,8 +76,9 @@ def save_reconstruction(path: Path, model: InverseFlow, data: ImageData) -> None
     """Write ten test images, their latents, and the images decoded from these."""
     images = torch.from_numpy(data.test[:10]).to(next(model.parameters()).device)
     x, _ = model.dequantize(images, generator=torch.Generator().manual_seed(0))
-    latents = model.encode(x)
-    again = model.decode(latents)
+    labels = labels_of(model, None if data.test_labels is None else data.test_labels[:10])
+    latents = model.encode(x, labels)
+    again = model.decode(latents, labels)
     # Three standard deviations to either side of gray.
     noise = (_latent_image(model, latents) / 6 + 0.5).clamp(0, 1)
     figure = Figure(figsize=(8, 2.9))

@@ -13,7 +13,16 @@ from invconv.train._config import PRESETS, TrainConfig
 from invconv.train._files import RunError, write_atomic
 
 
-def new_config(source: str, data: ImageData, preset: str, seed: int, **given: Any) -> TrainConfig:
+def new_config(
+    source: str,
+    data: ImageData,
+    preset: str,
+    seed: int,
+    *,
+    conditional: bool = False,
+    reversible: bool = False,
+    **given: Any,
+) -> TrainConfig:
     """The configuration of a new run: the preset's, with what was given in its place.
 
     The model has as many levels as the images can be halved, at most the preset's.
@@ -23,11 +32,16 @@ def new_config(source: str, data: ImageData, preset: str, seed: int, **given: An
         data: the images, which fix the model's image shape and quantization.
         preset: a name in :data:`PRESETS`.
         seed: any number from 0.
+        conditional: model each class of the images.
+        reversible: see :class:`invconv.flows.FlowConfig`.
         given: ``epochs``, ``batch_size``, ``lr``; None means the preset's.
 
     Raises:
-        RunError: a value is outside its range, or the images do not fit the model.
+        RunError: a value is outside its range, the images do not fit the model, or they have no
+            classes for a conditional one.
     """
+    if conditional and data.num_classes == 0:
+        raise RunError(f"{data.name} has no classes, so no conditional model can be trained on it")
     training = dataclasses.asdict(PRESETS[preset])
     training |= {name: value for name, value in given.items() if value is not None}
     model = dict(flows.PRESETS[preset])
@@ -36,7 +50,11 @@ def new_config(source: str, data: ImageData, preset: str, seed: int, **given: An
         model["levels"] -= 1
     try:
         flow = flows.FlowConfig(
-            image_shape=data.image_shape, quantization=data.quantization, **model
+            image_shape=data.image_shape,
+            quantization=data.quantization,
+            num_classes=data.num_classes if conditional else 0,
+            reversible=reversible,
+            **model,
         )
         return TrainConfig(
             data=absolute_source(source),
