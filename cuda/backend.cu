@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "conv_direct.cuh"
+#include "conv_tiles.cuh"
 #include "plan.hpp"
 #include "solve_block.cuh"
 #include "solve_image.cuh"
@@ -124,13 +125,32 @@ void launch_strips(const Plan& plan, const Filter<T>& problem, const Memory<Arit
 }
 
 template <class T>
+bool is_in_place(const Filter<T>& problem) {
+  const auto& any = problem.groups[0];
+  return static_cast<const void*>(any.in.data) == static_cast<const void*>(any.out.data);
+}
+
+template <class T>
+void launch_tiles(const Plan& plan, const Filter<T>& problem, void* stream) {
+  const GroupShape& s = plan.shape;
+  const auto count = [](int all, int of_each) { return (Index{all} + of_each - 1) / of_each; };
+  const Index per_image = count(s.width, plan.tile_width) * count(s.height, tile_rows * plan.row_groups) *
+                          count(s.channels, tile_outputs * plan.output_groups);
+  const int threads = (plan.tile_width * plan.row_groups * plan.output_groups + 31) / 32 * 32;
+  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
+    launch(conv_tiles<T>,
+           {blocks(plan.batch * groups.count * per_image), static_cast<unsigned>(threads), plan.tile_bytes, stream},
+           groups, TilesShape{s, plan.tile_width, plan.row_groups, plan.output_groups}, plan.batch);
+  });
+}
+
+template <class T>
 void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream,
                    std::size_t shared_bytes) {
   using A = Arithmetic<T>;
   const GroupShape& s = plan.shape;
   const std::size_t weight_size = plan.weight_bytes / static_cast<std::size_t>(plan.groups) / sizeof(A);
-  const auto& any = problem.groups[0];
-  const bool in_place = static_cast<const void*>(any.in.data) == static_cast<const void*>(any.out.data);
+  const bool in_place = is_in_place(problem);
   const int pixels_at_once = plan.threads / plan.lanes;
   const Index pieces = (Index{s.height} * s.width + pixels_at_once - 1) / pixels_at_once;
   // A few pieces to a block, so that a weight is not packed for each.
@@ -172,6 +192,11 @@ void run(const Filter<T>& problem, void* workspace, const Cuda& execution) {
   const Plan plan = plan_for<T>(problem.operation, problem.sizes, problem.unit_diagonal, execution);
   const Memory<Arithmetic<T>> memory(plan, workspace);
   switch (plan.kernel) {
+    case Kernel::tiles:
+      if (!is_in_place(problem)) {
+        return launch_tiles(plan, problem, execution.stream);
+      }
+      [[fallthrough]];
     case Kernel::direct:
       return launch_direct(plan, problem, memory, execution.stream, most_shared_bytes(execution.device));
     case Kernel::strips:
@@ -207,20 +232,31 @@ void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) 
   GroupShape full = plan.shape;
   full.kernel_height = narrowed(sizes.kernel_height, "rows of taps");
   full.kernel_width = narrowed(sizes.kernel_width, "columns of taps");
-  const SumsShape shape{plan.shape, plan.batch, plan.parts, full, problem.negative};
-  const auto blocks_for = [](const GroupShape& s) {
-    return (Index{s.channels} * s.channels * s.kernel_height * s.kernel_width + 255) / 256;
-  };
+  const int entries =
+      narrowed(Index{full.channels} * full.channels * full.kernel_height * full.kernel_width, "entries of a weight");
+  const SumsShape shape{plan.shape,  plan.batch,   plan.parts,  plan.units, plan.span,
+                        plan.inputs, plan.outputs, plan.slices, full,       problem.negative};
+  const auto count = [](int all, int of_each) { return (Index{all} + of_each - 1) / of_each; };
   auto* const sums = static_cast<double*>(workspace);
   for_groups<CorrelationGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     if (plan.parts > 0) {
-      const Index per_part = blocks_for(plan.shape);
-      launch(sum_parts<T>, {blocks(per_part * groups.count * plan.parts), 256, 0, execution.stream}, groups, shape,
-             per_part, sums);
+      const GroupShape& s = plan.shape;
+      const Index tiles = count(s.channels, plan.inputs) * count(s.channels, sums_outputs * plan.outputs) *
+                          count(s.kernel_height, plan.square) * count(s.kernel_width, plan.square);
+      launch(plan.square == 1 ? sum_parts<T, 1> : sum_parts<T, 3>,
+             {blocks(tiles * groups.count * plan.parts), static_cast<unsigned>(plan.threads), plan.shared_bytes,
+              execution.stream},
+             groups, shape, sums);
     }
-    const Index per_group = blocks_for(full);
-    launch(add_parts<T>, {blocks(per_group * groups.count), 256, 0, execution.stream}, groups, shape, per_group,
-           static_cast<const double*>(sums));
+    int shares = 1;  // of the parts
+    while (shares < 32 && 2 * shares <= plan.parts) {
+      shares *= 2;
+    }
+    const int at_once = sums_threads / shares;
+    const Index per_group = count(entries, at_once);
+    launch(add_parts<T>,
+           {blocks(per_group * groups.count), sums_threads, sums_threads * sizeof(double), execution.stream}, groups,
+           shape, at_once, static_cast<unsigned>(per_group), static_cast<const double*>(sums));
   });
 }
 

@@ -28,6 +28,12 @@ int lanes_for(int channels) {
   return lanes;
 }
 
+/// The size of the pieces into which `size` is cut, about equal ones of at most `most`.
+int pieces(int size, int most) {
+  const int count = (size + most - 1) / most;
+  return (size + count - 1) / count;
+}
+
 /// What a block has of shared memory beside its weight is known.
 void plan_weight(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
@@ -169,16 +175,68 @@ void plan_direct(Plan& plan, const Device& device, std::size_t element) {
   plan_weight(plan, device, element);
 }
 
-void plan_sums(Plan& plan) {
+/// Keeps the plan as it is where nothing fits.
+void plan_tiles(Plan& plan, const Device& device, std::size_t element) {
+  const GroupShape& s = plan.shape;
+  const int width = pieces(s.width, 32);
+  const int most_rows = (s.height + tile_rows - 1) / tile_rows,
+            most_outputs = (s.channels + tile_outputs - 1) / tile_outputs;
+  for (int outputs = pieces(most_outputs, tile_threads / width);; outputs = (outputs + 1) / 2) {
+    for (int rows = std::clamp(tile_threads / (width * outputs), 1, most_rows);; rows = (rows + 1) / 2) {
+      const std::size_t weight =
+          product(element, {s.kernel_height, s.kernel_width, s.channels, tile_line(outputs), tile_outputs});
+      const std::size_t bytes = weight + product(element, {s.channels, tile_rows * rows + s.kernel_height - 1,
+                                                           tile_pitch(width + s.kernel_width - 1)});
+      if (bytes <= device.shared_bytes) {
+        plan.kernel = Kernel::tiles;
+        plan.tile_width = width;
+        plan.row_groups = rows;
+        plan.output_groups = outputs;
+        plan.tile_bytes = bytes;
+        return;
+      }
+      if (rows == 1) {
+        break;
+      }
+    }
+    if (outputs == 1) {
+      return;
+    }
+  }
+}
+
+void plan_sums(Plan& plan, std::size_t element) {
   const GroupShape& s = plan.shape;
   plan.kernel = Kernel::sums;
-  plan.threads = 256;
+  plan.square = s.kernel_height == 1 && s.kernel_width == 1 ? 1 : 3;
+  plan.inputs = pieces(s.channels, 16);
+  plan.outputs = pieces((s.channels + sums_outputs - 1) / sums_outputs, 16);
+  const int pairs = plan.inputs * plan.outputs;
+  plan.span = pieces(s.width, pairs > 16 ? 16 : 8);
+  const auto count = [](int all, int of_each) { return (std::int64_t{all} + of_each - 1) / of_each; };
+  plan.units = narrowed(plan.batch * count(s.height, sums_rows) * count(s.width, plan.span), "bands of pixels");
+
+  // Every device has that much shared memory.
+  constexpr std::size_t most_shared = 48 * 1024, unit_head = 24;
+  const int halo = plan.square - 1;
+  const std::size_t unit =
+      unit_head + element * static_cast<std::size_t>(plan.inputs * sums_line(sums_rows + halo, plan.span + halo) +
+                                                     sums_outputs * plan.outputs * sums_line(sums_rows, plan.span));
+  plan.slices = std::min({sums_threads / pairs, static_cast<int>(most_shared / unit), plan.units});
+  plan.threads = (plan.slices * pairs + 31) / 32 * 32;
+  const std::size_t passed = product(sizeof(double), {sums_outputs, plan.square, plan.square, pairs, plan.slices / 2});
+  const std::size_t slices = static_cast<std::size_t>(plan.slices);
+  plan.shared_bytes = std::max(slices * unit, slices * unit_head + passed);
+
+  // Two blocks for each processor of a large device, but no part without a unit for each of its threads, and a few
+  // megabytes of sums at most, unless one part alone takes more.
   const std::size_t sums =
       product(sizeof(double), {s.channels, s.channels, s.kernel_height, s.kernel_width, plan.groups});
-  // A part is some rows of the batch; the sums of all parts take a few megabytes at most, unless one alone takes more.
-  const std::int64_t rows = std::int64_t{plan.batch} * s.height;
-  const auto most = static_cast<std::int64_t>(std::max<std::size_t>(1, (std::size_t{16} << 20) / sums));
-  plan.parts = static_cast<int>(std::min<std::int64_t>({rows, most, 512}));
+  const std::int64_t tiles = count(s.channels, plan.inputs) * count(s.channels, sums_outputs * plan.outputs) *
+                             count(s.kernel_height, plan.square) * count(s.kernel_width, plan.square) * plan.groups;
+  const auto most = static_cast<std::int64_t>((std::size_t{16} << 20) / sums);
+  plan.parts =
+      static_cast<int>(std::max<std::int64_t>(1, std::min({most, 264 / tiles, count(plan.units, plan.slices)})));
   plan.rest_bytes = aligned(sums * static_cast<std::size_t>(plan.parts));
 }
 
@@ -203,8 +261,9 @@ Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool un
   plan.batch = narrowed(sizes.batch, "images");
   if (operation == Operation::conv) {
     plan_direct(plan, device, element);
+    plan_tiles(plan, device, element);
   } else if (operation == Operation::weight_grad) {
-    plan_sums(plan);
+    plan_sums(plan, element);
   } else if (!plan_strips(plan, device, element) && !plan_image(plan, device, element)) {
     plan_block(plan, device, element);
   }

@@ -20,6 +20,7 @@ enum class Kernel {
   block,   // solve, any shape: likewise, with the last anti-diagonals in shared memory
   strips,  // solve, 3 x 3 taps and few channels: rows in the lanes of a warp, strip after strip in a pipeline
   direct,  // conv: each output by itself
+  tiles,   // conv: a tile of an image in shared memory
   sums,    // weight_grad: sums over parts of the images, then over the parts
 };
 
@@ -48,19 +49,25 @@ struct Plan {
   Kernel kernel;
   GroupShape shape;
   int groups, batch;
-  int threads;             // of a block
-  int lanes = 0;           // block, direct: lanes that share a pixel
-  int padded = 0;          // block, direct: output channels of a packed weight
-  int diagonals = 0;       // block: that are kept
-  int line = 0;            // block: pixels of a diagonal, at most
-  int strips = 0;          // strips: of an image
-  ImageVariant variant{};  // image, and all that follows:
-  bool swapped = false;    // whether its rows are the columns
-  int pitch = 0, row_pitch = 0, row_threads = 0, row_groups = 0, slices = 0;
-  int parts = 0;  // sums
+  int threads;        // of a block
+  int lanes = 0;      // block, direct: lanes that share a pixel
+  int padded = 0;     // block, direct: output channels of a packed weight
+  int diagonals = 0;  // block: that are kept
+  int line = 0;       // block: pixels of a diagonal, at most
+  int strips = 0;     // strips: of an image
+  // image:
+  ImageVariant variant{};
+  bool swapped = false;  // whether its rows are the columns
+  int pitch = 0, row_pitch = 0, row_threads = 0;
+  int row_groups = 0;                                           // image, tiles
+  int tile_width = 0, output_groups = 0;                        // tiles
+  int slices = 0;                                               // image, sums
+  int parts = 0, units = 0, span = 0, inputs = 0, outputs = 0;  // sums
+  int square = 0;                                               // sums: a block has square x square taps
   bool weight_in_shared = false, history_in_shared = false;
   std::size_t shared_bytes = 0;
   std::size_t waiting_bytes = 0;  // direct: more of them, where the result is written over the input
+  std::size_t tile_bytes = 0;     // tiles: in place of them; direct's plan is there too, for results over their input
   // Bytes of the workspace, from its beginning: what is cleared first, packed weights, and the rest.
   std::size_t cleared_bytes = 0, weight_bytes = 0, rest_bytes = 0;
 
@@ -86,6 +93,22 @@ inline constexpr int image_sum_threads = 256, image_rows = 64;
 
 /// The most products that weight_grad adds up one after the other in the arithmetic of T.
 inline constexpr int sums_chain = 256;
+
+/// Threads of a block of weight_grad, at most; rows of a unit, and outputs of a thread.
+inline constexpr int sums_threads = 256, sums_rows = 4, sums_outputs = 2;
+
+/// Elements of a unit's channel, odd: threads that have units or channels side by side read different banks.
+constexpr int sums_line(int rows, int columns) { return rows * columns | 1; }
+
+/// Threads of a block of conv, at most; pixels of a column and outputs of a thread.
+inline constexpr int tile_threads = 256, tile_rows = 4, tile_outputs = 4;
+
+/// Elements of a row of a tile, such that tile_rows further down lie the other 16 of 32 banks.
+constexpr int tile_pitch(int columns) { return (columns + 3) / 8 * 8 + 4; }
+
+/// The weights of a tap and an input, in those of tile_outputs outputs, odd: inputs side by side lie in different
+/// banks.
+constexpr int tile_line(int output_groups) { return output_groups | 1; }
 
 /// Kernels count pixels, channels and taps of one image in 32 bits.
 int narrowed(std::int64_t size, const char* what);

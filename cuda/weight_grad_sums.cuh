@@ -1,15 +1,23 @@
 #pragma once
 
-// weight_grad, any shape: the rows of all images are dealt out to parts. Each part has its own sums in the workspace,
-// in double, which are added up in one order: no result depends on who is done first.
+// weight_grad. The images are cut into units of sums_rows rows and a few columns, and the units are dealt out to parts.
+// Each part has its own sums in the workspace, in double, which are added up in one order: no result depends on who is
+// done first.
+//
+// A block has a part, a tile of channels and K x K taps of the kernel. A thread of it has one input and two outputs: it
+// slides along a unit, with the K columns of x under the taps and all sums in registers. `slices` threads for each
+// such triple have a unit each at a time; their sums are added in the order of a fixed tree.
+//
+// Units are cut from the last row and column, so that what is missing of one lies at the padded sides: there x and g
+// are zeros together, and an infinity in x meets no zero that is not a pixel of g.
 
-#include "problem.cuh"
+#include "staging.cuh"
 
 namespace invconv::detail::cuda {
 
 struct SumsShape {
   GroupShape shape;
-  int batch, parts;
+  int batch, parts, units, span, inputs, outputs, slices;
   GroupShape full;  // with taps outside of every image, whose derivatives are 0
   bool negative;
 };
@@ -18,72 +26,207 @@ __device__ inline Index sums_size(const GroupShape& s) {
   return Index{s.channels} * s.channels * s.kernel_height * s.kernel_width;
 }
 
-/// A thread has one entry [output][input][i][j] of a part's sums. At most sums_chain products follow each other in the
-/// arithmetic of T.
-template <class T>
-__global__ void __launch_bounds__(256, 1)
-    sum_parts(Groups<CorrelationGroup<T>> groups, SumsShape of, Index blocks_per_part, double* sums) {
+/// The first row and column, and the image.
+struct Unit {
+  Index image;
+  int row, column;
+  bool exists;
+};
+
+/// The sums are [part][group][i][j][output][input]. At most sums_chain products follow each other in float.
+template <class T, int K>
+__global__ void __launch_bounds__(sums_threads, 2)
+    sum_parts(Groups<CorrelationGroup<T>> groups, SumsShape of, double* sums) {
   using A = Arithmetic<T>;
+  constexpr int R = sums_rows, O = sums_outputs, x_rows = R + K - 1;
   const GroupShape& s = of.shape;
-  const Index size = sums_size(s);
-  const Index entry = blockIdx.x % blocks_per_part * static_cast<Index>(blockDim.x) + threadIdx.x;
-  const Index rest = blockIdx.x / blocks_per_part;
-  const int group_index = static_cast<int>(rest % groups.count);
-  const Index part = rest / groups.count;
-  if (entry >= size) {
-    return;
-  }
-  const int j = static_cast<int>(entry % s.kernel_width),
-            i = static_cast<int>(entry / s.kernel_width % s.kernel_height);
-  const Index pair = entry / s.kernel_width / s.kernel_height;
-  const int input = static_cast<int>(pair % s.channels), output = static_cast<int>(pair / s.channels);
+  BlockDigits next;
+  const int j0 = next((s.kernel_width + K - 1) / K) * K, i0 = next((s.kernel_height + K - 1) / K) * K;
+  const int first_input = next((s.channels + of.inputs - 1) / of.inputs) * of.inputs;
+  const int first_output = next((s.channels + O * of.outputs - 1) / (O * of.outputs)) * O * of.outputs;
+  const int group_index = next(groups.count), part = next(of.parts);
   const CorrelationGroup<T> group = groups.at(group_index);
-  const Index rows = Index{of.batch} * s.height;
-  const Index begin = rows * part / of.parts, end = rows * (part + 1) / of.parts;
-  double total = 0;
-  A sum = 0;
-  int products = 0;
-  for (Index at = begin; at < end; ++at) {
-    const Index image = at / s.height, row = at % s.height;
-    if (row < i) {
-      continue;
-    }
-    const T* const g = group.g.data + image * group.g.batch + output * group.g.channel + row * group.g.row;
-    const T* const x = group.x.data + image * group.x.batch + input * group.x.channel + (row - i) * group.x.row;
-    for (int column = j; column < s.width; ++column) {
-      sum = multiply_add(widen(g[column * group.g.column]), widen(x[(column - j) * group.x.column]), sum);
-      if (++products == sums_chain) {
-        total += static_cast<double>(sum);
-        sum = 0;
-        products = 0;
+
+  const int x_pitch = of.span + K - 1;
+  const int x_size = sums_line(x_rows, x_pitch), g_size = sums_line(R, of.span);
+  auto* const units = shared_memory<Unit>();
+  A* const xs = reinterpret_cast<A*>(units + of.slices);                // [slice][input][row][column]
+  A* const gs = xs + of.slices * of.inputs * x_size;                    // [slice][output][row][column]
+  double* const passed = reinterpret_cast<double*>(units + of.slices);  // in their place: [sum][thread]
+
+  const int pairs = of.inputs * of.outputs, thread = static_cast<int>(threadIdx.x);
+  const int slice = thread / pairs, input = thread % of.inputs, output = thread % pairs / of.inputs;
+  const A* const x = xs + (slice * of.inputs + input) * x_size;
+  const A* const g = gs + (slice * O * of.outputs + output) * g_size;
+
+  const Walk x_walk(group.x, of.inputs, x_rows, x_pitch), g_walk(group.g, O * of.outputs, R, of.span);
+  const int x_count = of.inputs * x_rows * x_pitch, g_count = O * of.outputs * R * of.span;
+  const Divider x_unit(x_count), g_unit(g_count);
+  const auto locate = [&](const Images<const T>& images, const Unit& unit, int channel, int row, int column) {
+    const bool inside =
+        unit.exists && channel < s.channels && row >= 0 && row < s.height && column >= 0 && column < s.width;
+    return inside ? images.data + unit.image * images.batch + channel * images.channel + row * images.row +
+                        column * images.column
+                  : nullptr;
+  };
+
+  A sum[O][K][K] = {};
+  double total[O][K][K] = {};
+  const auto settle = [&] {
+    INVCONV_UNROLL
+    for (int o = 0; o < O; ++o) {
+      INVCONV_UNROLL
+      for (int tap = 0; tap < K * K; ++tap) {
+        total[o][tap / K][tap % K] += static_cast<double>(sum[o][tap / K][tap % K]);
+        sum[o][tap / K][tap % K] = 0;
       }
     }
-  }
-  sums[(part * groups.count + group_index) * size + entry] = total + static_cast<double>(sum);
-}
+  };
 
-/// A thread has one entry of the result.
-template <class T>
-__global__ void __launch_bounds__(256, 1)
-    add_parts(Groups<CorrelationGroup<T>> groups, SumsShape of, Index blocks_per_group, const double* sums) {
-  const GroupShape &s = of.shape, &full = of.full;
-  const Index entry = blockIdx.x % blocks_per_group * static_cast<Index>(blockDim.x) + threadIdx.x;
-  const int group_index = static_cast<int>(blockIdx.x / blocks_per_group);
-  if (entry >= sums_size(full)) {
+  const int per_part = of.units / of.parts, more = of.units % of.parts;
+  const int begin = per_part * part + (part < more ? part : more), end = begin + per_part + (part < more ? 1 : 0);
+  const int across = (s.width + of.span - 1) / of.span, down = (s.height + R - 1) / R;
+  int products = 0;
+  for (int first = begin; first < end; first += of.slices) {
+    if (thread < of.slices) {
+      const int unit = first + thread, band = unit / across;
+      units[thread] = {band / down, s.height - (band % down + 1) * R, s.width - (unit % across + 1) * of.span,
+                       unit < end};
+    }
+    __syncthreads();
+    stage<T>(of.slices * x_count, xs, [&](int at, int& to) {
+      const int from = x_unit.quotient(at);
+      const Place place = x_walk(x_unit.remainder(at, from));
+      to = (from * of.inputs + place.channel) * x_size + place.row * x_pitch + place.column;
+      const Unit& unit = units[from];
+      return locate(group.x, unit, first_input + place.channel, unit.row - i0 - (K - 1) + place.row,
+                    unit.column - j0 - (K - 1) + place.column);
+    });
+    stage<T>(of.slices * g_count, gs, [&](int at, int& to) {
+      const int from = g_unit.quotient(at);
+      const Place place = g_walk(g_unit.remainder(at, from));
+      to = (from * O * of.outputs + place.channel) * g_size + place.row * of.span + place.column;
+      const Unit& unit = units[from];
+      return locate(group.g, unit, first_output + place.channel, unit.row + place.row, unit.column + place.column);
+    });
+    __syncthreads();
+    products += R * of.span;
+    if (sizeof(A) < sizeof(double) && products > sums_chain) {
+      settle();
+      products = R * of.span;
+    }
+    if (slice < of.slices) {
+      A window[x_rows][K];  // of x: column c of the unit's line is window[.][c % K]
+      INVCONV_UNROLL
+      for (int row = 0; row < x_rows; ++row) {
+        INVCONV_UNROLL
+        for (int k = 0; k < K - 1; ++k) {
+          window[row][k] = x[row * x_pitch + k];
+        }
+      }
+      const auto add_column = [&](int column, int k) {
+        INVCONV_UNROLL
+        for (int row = 0; row < x_rows; ++row) {
+          window[row][(k + K - 1) % K] = x[row * x_pitch + column + k + K - 1];
+        }
+        INVCONV_UNROLL
+        for (int row = 0; row < R; ++row) {
+          INVCONV_UNROLL
+          for (int o = 0; o < O; ++o) {
+            const A value = g[o * of.outputs * g_size + row * of.span + column + k];
+            INVCONV_UNROLL
+            for (int i = 0; i < K; ++i) {
+              INVCONV_UNROLL
+              for (int j = 0; j < K; ++j) {
+                sum[o][i][j] = multiply_add(value, window[row + K - 1 - i][(k + K - 1 - j) % K], sum[o][i][j]);
+              }
+            }
+          }
+        }
+      };
+      int column = 0;
+      for (; column + K <= of.span; column += K) {
+        INVCONV_UNROLL
+        for (int k = 0; k < K; ++k) {
+          add_column(column, k);
+        }
+      }
+      INVCONV_UNROLL
+      for (int k = 0; k < K - 1; ++k) {
+        if (column + k < of.span) {
+          add_column(column, k);
+        }
+      }
+    }
+    // What the next stage writes before its first barrier is read by none of this one.
+  }
+  settle();
+
+  __syncthreads();
+  for (int left = of.slices; left > 1;) {
+    const int half = (left + 1) / 2, place = thread - (slice >= half ? half * pairs : 0), line = half * pairs;
+    if (slice >= half && slice < left) {
+      INVCONV_UNROLL
+      for (int k = 0; k < O * K * K; ++k) {
+        passed[k * line + place] = total[k / (K * K)][k / K % K][k % K];
+      }
+    }
+    __syncthreads();
+    if (slice + half < left) {
+      INVCONV_UNROLL
+      for (int k = 0; k < O * K * K; ++k) {
+        total[k / (K * K)][k / K % K][k % K] += passed[k * line + place];
+      }
+    }
+    __syncthreads();
+    left = half;
+  }
+  const int c = first_input + input;
+  if (slice > 0 || c >= s.channels) {
     return;
   }
-  const int j = static_cast<int>(entry % full.kernel_width);
-  const int i = static_cast<int>(entry / full.kernel_width % full.kernel_height);
-  const Index pair = entry / full.kernel_width / full.kernel_height;
-  const int input = static_cast<int>(pair % s.channels), output = static_cast<int>(pair / s.channels);
-  double sum = 0;
-  if (is_read(s.unit_diagonal, i, j, output, input) && i < s.kernel_height && j < s.kernel_width) {
-    const Index size = sums_size(s), at = (pair * s.kernel_height + i) * s.kernel_width + j;
-    for (Index part = 0; part < of.parts; ++part) {
-      sum += sums[(part * groups.count + group_index) * size + at];
+  double* const to = sums + (Index{part} * groups.count + group_index) * sums_size(s) + c;
+  INVCONV_UNROLL
+  for (int k = 0; k < O * K * K; ++k) {
+    const int o = first_output + k / (K * K) * of.outputs + output, i = i0 + k / K % K, j = j0 + k % K;
+    if (o < s.channels && i < s.kernel_height && j < s.kernel_width) {
+      to[(Index{i * s.kernel_width + j} * s.channels + o) * s.channels] = total[k / (K * K)][k / K % K][k % K];
     }
-    sum = of.negative ? -sum : sum;
   }
+}
+
+/// A block has `entries` of the result [i][j][output][input] of a group; the others of its threads share their parts.
+template <class T>
+__global__ void __launch_bounds__(sums_threads, 1)
+    add_parts(Groups<CorrelationGroup<T>> groups, SumsShape of, int entries, unsigned blocks_per_group,
+              const double* sums) {
+  const GroupShape &s = of.shape, &full = of.full;
+  const int group_index = static_cast<int>(blockIdx.x / blocks_per_group);
+  const int place = static_cast<int>(threadIdx.x) % entries, share = static_cast<int>(threadIdx.x) / entries;
+  const int shares = static_cast<int>(blockDim.x) / entries;
+  const int entry = static_cast<int>(blockIdx.x % blocks_per_group) * entries + place;
+  const int input = entry % s.channels, output = entry / s.channels % s.channels, tap = entry / s.channels / s.channels;
+  const int i = tap / full.kernel_width, j = tap % full.kernel_width;
+  const bool is_summed = i < s.kernel_height && j < s.kernel_width && is_read(s.unit_diagonal, i, j, output, input);
+  double sum = 0;
+  if (is_summed) {
+    const Index size = sums_size(s);
+    const double* const from = sums + group_index * size + (Index{i} * s.kernel_width + j) * s.channels * s.channels +
+                               Index{output} * s.channels + input;
+    for (int part = share; part < of.parts; part += shares) {
+      sum += from[part * groups.count * size];
+    }
+  }
+  double* const shared = shared_memory<double>();
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  if (share > 0 || i >= full.kernel_height) {
+    return;
+  }
+  for (int other = 1; other < shares; ++other) {
+    sum += shared[other * entries + place];
+  }
+  sum = of.negative && is_summed ? -sum : sum;
   const CorrelationGroup<T> group = groups.at(group_index);
   narrow(static_cast<Arithmetic<T>>(sum),
          group.dw.data[output * group.dw.out + input * group.dw.in + i * group.dw.row + j * group.dw.column]);

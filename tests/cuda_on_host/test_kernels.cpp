@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "cuda_on_host.hpp"
@@ -158,6 +159,14 @@ Problem random_wide(Random& random) {
   const Index channels = random.integer(28, 70) / how.groups * how.groups;
   return make_problem({random.integer(1, 2), channels, random.integer(1, 5), random.integer(1, 5)},
                       random.integer(1, 3), random.integer(1, 3), how);
+}
+
+/// Images and kernels large enough that conv cuts them into tiles and weight_grad into units.
+Problem random_tiled(Random& random) {
+  const Options how = random_options(random, {1, 1, 1, 2});
+  const Index channels = random.integer(1, 20) / how.groups + 1, kernel = channels > 4 ? 4 : 7;
+  return make_problem({random.integer(1, 2), how.groups * channels, random.integer(1, 20), random.integer(20, 70)},
+                      random.integer(1, kernel), random.integer(1, kernel), how);
 }
 
 template <class T>
@@ -336,33 +345,71 @@ TYPED_TEST(Kernels, SolveByStrips) {
 
 TYPED_TEST(Kernels, Conv) {
   Random random(3);
+  std::set<std::string> seen;
   for (int trial = 0; trial < trials; ++trial) {
-    most_shared_bytes = random.pick(std::array<std::size_t, 3>{48 * 1024, 4096, 1024});
-    const Problem problem = trial % 8 == 0 ? random_wide(random) : random_problem(random);
+    most_shared_bytes = random.pick(std::array<std::size_t, 4>{48 * 1024, 48 * 1024, 4096, 1024});
+    const Problem problem = trial % 8 == 0   ? random_wide(random)
+                            : trial % 2 == 0 ? random_tiled(random)
+                                             : random_problem(random);
     SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
+    if (!is_empty(problem)) {
+      const auto plan = plan_of<TypeParam>(Operation::conv, problem);
+      if (plan.kernel == Kernel::tiles) {
+        seen.insert("tiles");
+        seen.insert(plan.tile_width < plan.shape.width ? "several across" : "one across");
+        seen.insert(plan.row_groups * detail::cuda::tile_rows < plan.shape.height ? "several down" : "one down");
+        seen.insert(plan.output_groups * detail::cuda::tile_outputs < plan.shape.channels ? "some outputs" : "all");
+      } else {
+        seen.insert("direct");
+      }
+    }
     check_filter<TypeParam>(Operation::conv, problem, random);
     if (this->HasFatalFailure()) {
       return;
     }
   }
+  EXPECT_GE(seen.size(), trials > 100 ? 8u : 1u);
 }
 
 TYPED_TEST(Kernels, WeightGrad) {
   Random random(4);
+  std::set<std::string> seen;
   for (int trial = 0; trial < trials; ++trial) {
-    Problem problem = random_problem(random);
+    Problem problem = trial % 8 == 0   ? random_wide(random)
+                      : trial % 4 == 1 ? random_tiled(random)
+                                       : random_problem(random);
     problem.options.transpose = false;
     SCOPED_TRACE(::testing::Message() << problem);
+    if (!is_empty(problem)) {
+      const auto plan = plan_of<TypeParam>(Operation::weight_grad, problem);
+      seen.insert(plan.parts > 1 ? "parts" : "one part");
+      seen.insert(plan.slices > 1 ? "slices" : "one slice");
+      seen.insert(plan.units % (plan.parts * plan.slices) > 0 ? "cut" : "whole");
+      seen.insert(plan.square == 1 ? "one tap" : plan.shape.kernel_width > plan.square ? "tiles of taps" : "one tile");
+      seen.insert(plan.inputs < plan.shape.channels ? "some inputs" : "all inputs");
+      seen.insert(plan.outputs * detail::cuda::sums_outputs < plan.shape.channels ? "some outputs" : "all outputs");
+    }
     check_weight_grad<TypeParam>(problem, random);
     if (this->HasFatalFailure()) {
       return;
     }
   }
+  EXPECT_GE(seen.size(), trials > 100 ? 13u : 1u);
 }
 
-TYPED_TEST(Kernels, WeightGradOfManyPixels) {  // more than one chain of products, and several rows to a part
+TYPED_TEST(Kernels, WeightGradOfManyPixels) {
   Random random(5);
   check_weight_grad<TypeParam>(make_problem({2, 1, 300, 40}, 3, 3, {}), random);
+#ifndef CUDA_ON_HOST_THREAD_SANITIZER  // the barriers are those of smaller problems
+  // More than one chain of products in each thread: so many groups leave one part for all pixels.
+  Options how;
+  how.groups = 133;
+  const Problem problem = make_problem({1, how.groups * 9, 100, 32}, 1, 2, how);
+  const auto plan = plan_of<TypeParam>(Operation::weight_grad, problem);
+  ASSERT_EQ(plan.parts, 1);
+  ASSERT_GT(plan.units / plan.slices * detail::cuda::sums_rows * plan.span, detail::cuda::sums_chain);
+  check_weight_grad<TypeParam>(problem, random);
+#endif
 }
 
 #ifndef CUDA_ON_HOST_THREAD_SANITIZER  // a thousand blocks that share nothing
@@ -408,14 +455,78 @@ TYPED_TEST(Kernels, InfinityMeetsNothingOutsideTheImage) {
   }
 }
 
+/// An infinite pixel reaches what the definition pairs it with, and nothing else: conv reads no entry above the
+/// anchor's diagonal.
+TYPED_TEST(Kernels, ConvOfAnInfinitePixel) {
+  using T = TypeParam;
+  Random random(11);
+  const Problem problem = make_problem({1, 6, 6, 7}, 2, 3, {});
+  const Array<T> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
+  for (Index channel = 0; channel < 6; ++channel) {
+    Dense images = random_images(random, problem.image);
+    images(0, channel, 2, 3) = std::numeric_limits<double>::infinity();
+    const Array<T> in(images, contiguous), out(problem.image);
+    run<T>(Operation::conv, in.view(), weight.view(), out.view(), {}, Cuda{});
+    for (Index o = 0; o < 6; ++o) {
+      for (Index row = 0; row < 6; ++row) {
+        for (Index column = 0; column < 7; ++column) {
+          const Index i = row - 2, j = column - 3;
+          const bool reads = i >= 0 && i < 2 && j >= 0 && j < 3 && (i > 0 || j > 0 || channel <= o);
+          EXPECT_EQ(std::isfinite(value_of(out.at(0, o, row, column))), !reads) << channel << o << row << column;
+        }
+      }
+    }
+  }
+}
+
+/// As of the CPU (test_weight_grad.cpp): where a tap pairs an infinite pixel of g with the padding the result may be
+/// NaN.
+TYPED_TEST(Kernels, WeightGradOfAnInfinitePixel) {
+  using T = TypeParam;
+  Random random(12);
+  Options how;
+  how.unit_diagonal = false;
+  const Index height = 6, width = 19;  // units that are cut on both axes
+  const Problem problem = make_problem({2, 2, height, width}, 4, 3, how);
+  const Array<T> x(random_images(random, problem.image), contiguous);
+  const Array<T> g(random_images(random, problem.image), contiguous);
+  const DeviceMemory memory(workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, how, Cuda{}));
+  const auto sums = [&] {
+    const Array<T> dw(problem.weight);
+    weight_grad<T>(x.view(), g.view(), dw.view(), how, memory.workspace(), Cuda{});
+    return dw;
+  };
+  const Array<T> clean = sums();
+  const Index step = trials > 100 ? 1 : 37;
+  for (Index pixel = 0; pixel < height * width; pixel += step) {
+    const Index row = pixel / width, column = pixel % width;
+    for (const bool in_x : {true, false}) {
+      T& value = (in_x ? x : g).at(1, 0, row, column);
+      const T before = value;
+      value = rounded<T>(std::numeric_limits<double>::infinity());
+      const Array<T> dw = sums();
+      value = before;
+      for (Index at = 0; at < 2 * 2 * 4 * 3; ++at) {
+        const Index o = at / 24, c = at / 12 % 2, i = at / 3 % 4, j = at % 3;
+        const bool is_read = i > 0 || j > 0 || c <= o, reads = is_read && (in_x ? c == 0 : o == 0);
+        const bool pairs = in_x ? row + i < height && column + j < width : row >= i && column >= j;
+        const double is = value_of(dw.at(o, c, 3 - i, 2 - j)), was = value_of(clean.at(o, c, 3 - i, 2 - j));
+        if (reads && pairs) {
+          ASSERT_FALSE(std::isfinite(is)) << in_x << row << ' ' << column << ": " << o << c << i << j;
+        } else if (in_x || !reads) {
+          ASSERT_EQ(is, was) << in_x << row << ' ' << column << ": " << o << c << i << j;
+        }
+      }
+    }
+  }
+}
+
 // ---- that these tests find mistakes -------------------------------------------------------------------------------
 
 #ifndef CUDA_ON_HOST_THREAD_SANITIZER  // which ends the process at the first one
-/// The bits of a solve in several schedules, or none where a launch failed.
-std::set<std::vector<float>> results(const Problem& problem, int dropped_barrier, int dropped_warp_sync) {
-  Random random(8);
-  const Array<float> y(random_images(random, problem.image), contiguous);
-  const Array<float> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
+/// The bits of a result in several schedules, or none where a launch failed.
+template <class Compute>
+std::set<std::vector<float>> results(int dropped_barrier, int dropped_warp_sync, const Compute& compute) {
   std::set<std::vector<float>> seen;
   for (const Schedule schedule : {Schedule::ascending, Schedule::descending, Schedule::random, Schedule::random}) {
     options() = {};
@@ -423,10 +534,8 @@ std::set<std::vector<float>> results(const Problem& problem, int dropped_barrier
     options().seed = seen.size();
     options().dropped_barrier = dropped_barrier;
     options().dropped_warp_sync = dropped_warp_sync;
-    const Array<float> x(problem.image);
     try {
-      run<float>(Operation::solve, y.view(), weight.view(), x.view(), problem.options, Cuda{});
-      std::vector<float> bits = x.elements();
+      std::vector<float> bits = compute();
       // NaN is unequal to itself: its place is what counts.
       std::replace_if(bits.begin(), bits.end(), [](float value) { return std::isnan(value); }, 1e30f);
       seen.insert(bits);
@@ -436,6 +545,18 @@ std::set<std::vector<float>> results(const Problem& problem, int dropped_barrier
   }
   options() = {};
   return seen;
+}
+
+std::set<std::vector<float>> results(const Problem& problem, int dropped_barrier, int dropped_warp_sync,
+                                     Operation operation = Operation::solve) {
+  Random random(8);
+  const Array<float> in(random_images(random, problem.image), contiguous);
+  const Array<float> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
+  return results(dropped_barrier, dropped_warp_sync, [&] {
+    const Array<float> out(problem.image);
+    run<float>(operation, in.view(), weight.view(), out.view(), problem.options, Cuda{});
+    return out.elements();
+  });
 }
 
 TEST(Mistakes, AMissingBarrierIsFound) {
@@ -493,6 +614,41 @@ TEST(Mistakes, MissingWarpBarriersOfStripsAreFound) {
   }
   // Not each: between two of them the shuffles of every step hold the lanes together.
   EXPECT_GE(is_found, 2) << "of " << warp_syncs;
+}
+
+TEST(Mistakes, AMissingBarrierOfConvIsFound) {
+  const Problem problem = make_problem({1, 5, 12, 20}, 3, 3, {});
+  ASSERT_EQ(plan_of<float>(Operation::conv, problem).kernel, Kernel::tiles);
+  const auto correct = results(problem, -1, -1, Operation::conv);
+  ASSERT_EQ(correct.size(), 1u);
+  ASSERT_EQ(last_launch().barriers, 1);
+  EXPECT_NE(results(problem, 0, -1, Operation::conv), correct);
+}
+
+TEST(Mistakes, AMissingBarrierOfWeightGradIsFound) {
+  Options how;
+  how.groups = 133;  // so that there is one part, of several stages
+  const Problem problem = make_problem({1, how.groups * 9, 20, 32}, 1, 2, how);
+  const auto plan = plan_of<float>(Operation::weight_grad, problem);
+  ASSERT_EQ(plan.parts, 1);
+  const int stages = (plan.units + plan.slices - 1) / plan.slices;
+  ASSERT_EQ(stages, 2);
+  ASSERT_EQ(plan.slices, 5);
+  Random random(13);
+  const Array<float> x(random_images(random, problem.image), contiguous);
+  const Array<float> g(random_images(random, problem.image), contiguous);
+  const DeviceMemory memory(workspace_size<float>(Operation::weight_grad, problem.image, problem.weight, how, Cuda{}));
+  const auto sums = [&] {
+    const Array<float> dw(problem.weight);
+    weight_grad<float>(x.view(), g.view(), dw.view(), how, memory.workspace(), Cuda{});
+    return dw.elements();
+  };
+  const auto correct = results(-1, -1, sums);
+  ASSERT_EQ(correct.size(), 1u);
+  // Two for each stage, one before and two for each step of the tree, of which nothing follows the last one.
+  for (int dropped = 0; dropped < 2 * stages + 1 + 2 * 3 - 1; ++dropped) {
+    EXPECT_NE(results(dropped, -1, sums), correct) << "barrier " << dropped;
+  }
 }
 
 TEST(Mistakes, AMissingWarpBarrierIsFound) {
