@@ -37,35 +37,33 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
   group.out.data += image * group.out.batch;
 
   const int above = s.kernel_height - 1, before = s.kernel_width - 1;
-  const int pitch = tile_pitch(of.width + before), channel_size = (rows + above) * pitch;
+  const int pitch = tile_pitch(rows + above), channel_size = (of.width + before) * pitch;
   const int line = tile_line(of.output_groups);  // of output weights
   const int taps = s.kernel_height * s.kernel_width;
   A* const weights = shared_memory<A>();                   // [i][j][input][output]
-  A* const tile = weights + taps * s.channels * line * O;  // [channel][row][column], from `above` rows up
+  A* const tile = weights + taps * s.channels * line * O;  // [channel][column][row], with what the taps reach
 
   const Divider by_tap(taps), by_input(s.channels), by_column(s.kernel_width);
-  stage<T>(outputs * s.channels * taps, weights, [&](int at, int& to) {
+  stage<T>(outputs * s.channels * taps, group.weight.data, weights, [&](int at) {
     const int pair = by_tap.quotient(at), tap = by_tap.remainder(at, pair);
     const int output = by_input.quotient(pair), input = by_input.remainder(pair, output);
     const int i = by_column.quotient(tap), j = by_column.remainder(tap, i), o = first_output + output;
-    to = (tap * s.channels + input) * line * O + output;
-    return o < s.channels && is_read(s.unit_diagonal, i, j, o, input)
-               ? group.weight.data + o * group.weight.out + input * group.weight.in + i * group.weight.row +
-                     j * group.weight.column
-               : nullptr;
+    return Copy{o * group.weight.out + input * group.weight.in + i * group.weight.row + j * group.weight.column,
+                (tap * s.channels + input) * line * O + output,
+                o < s.channels && is_read(s.unit_diagonal, i, j, o, input)};
   });
   // The part of the image that the tile and its taps reach.
   const int top = first_row < above ? 0 : first_row - above, left = first_column < before ? 0 : first_column - before;
   const int bottom = first_row + rows < s.height ? first_row + rows : s.height;
   const int right = first_column + of.width < s.width ? first_column + of.width : s.width;
   const Walk walk(group.in, s.channels, bottom - top, right - left);
-  const T* const origin = group.in.data + top * group.in.row + left * group.in.column;
-  const int shift = (top - first_row + above) * pitch + left - first_column + before;
-  stage<T>(s.channels * (bottom - top) * (right - left), tile, [&](int at, int& to) {
-    const Place place = walk(at);
-    to = place.channel * channel_size + place.row * pitch + place.column + shift;
-    return origin + place.channel * group.in.channel + place.row * group.in.row + place.column * group.in.column;
-  });
+  const int shift = (left - first_column + before) * pitch + top - first_row + above;
+  stage<T>(s.channels * (bottom - top) * (right - left), group.in.data + top * group.in.row + left * group.in.column,
+           tile, [&](int at) {
+             const Place place = walk(at);
+             return Copy{place.channel * group.in.channel + place.row * group.in.row + place.column * group.in.column,
+                         place.channel * channel_size + place.column * pitch + place.row + shift, true};
+           });
   __syncthreads();
 
   const int thread = static_cast<int>(threadIdx.x), column = thread % of.width;
@@ -74,21 +72,22 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
   if (rows_before >= of.row_groups || row >= s.height || first_column + column >= s.width || output >= s.channels) {
     return;
   }
-  const A* const x = tile + (rows_before * R + above) * pitch + column + before;
+  const A* const x = tile + (column + before) * pitch + rows_before * R + above;
   const auto* const weight = reinterpret_cast<const OutputWeights<A>*>(weights) + outputs_before;
   A sum[R][O] = {};
-  const auto value = [&](int c, int i, int j, int p) { return x[c * channel_size + (p - i) * pitch - j]; };
   for (int i = above < row + R - 1 ? above : row + R - 1; i >= 0; --i) {
     for (int j = before < first_column + column ? before : first_column + column; j >= (i > 0 ? 0 : 1); --j) {
-      const OutputWeights<A>* const w = weight + (i * s.kernel_width + j) * s.channels * line;
-      for (int c = 0; c < s.channels; ++c) {
-        const OutputWeights<A> now = w[c * line];
+      const OutputWeights<A>* w = weight + (i * s.kernel_width + j) * s.channels * line;
+      const A* from = x - j * pitch - i;
+      for (int c = 0; c < s.channels; ++c, w += line, from += channel_size) {
+        const OutputWeights<A> now = *w;
         INVCONV_UNROLL
         for (int p = 0; p < R; ++p) {
           if (row + p >= i) {
+            const A value = from[p];
             INVCONV_UNROLL
             for (int o = 0; o < O; ++o) {
-              sum[p][o] = multiply_add(value(c, i, j, p), now.at[o], sum[p][o]);
+              sum[p][o] = multiply_add(value, now.at[o], sum[p][o]);
             }
           }
         }
@@ -98,11 +97,12 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
   for (int c = 0; c < s.channels && c < output + O - 1; ++c) {
     const OutputWeights<A> now = weight[c * line];
     INVCONV_UNROLL
-    for (int o = 0; o < O; ++o) {
-      if (c < output + o) {
-        INVCONV_UNROLL
-        for (int p = 0; p < R; ++p) {
-          sum[p][o] = multiply_add(value(c, 0, 0, p), now.at[o], sum[p][o]);
+    for (int p = 0; p < R; ++p) {
+      const A value = x[c * channel_size + p];
+      INVCONV_UNROLL
+      for (int o = 0; o < O; ++o) {
+        if (c < output + o) {
+          sum[p][o] = multiply_add(value, now.at[o], sum[p][o]);
         }
       }
     }
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
       INVCONV_UNROLL
       for (int p = 0; p < R; ++p) {
         if (row + p < s.height) {
-          const A own = value(output + o, 0, 0, p);
+          const A own = x[(output + o) * channel_size + p];
           const A all = s.unit_diagonal ? sum[p][o] + own : multiply_add(own, diagonal, sum[p][o]);
           narrow(settled(all), to[(row + p) * group.out.row]);
         }

@@ -185,8 +185,8 @@ void plan_tiles(Plan& plan, const Device& device, std::size_t element) {
     for (int rows = std::clamp(tile_threads / (width * outputs), 1, most_rows);; rows = (rows + 1) / 2) {
       const std::size_t weight =
           product(element, {s.kernel_height, s.kernel_width, s.channels, tile_line(outputs), tile_outputs});
-      const std::size_t bytes = weight + product(element, {s.channels, tile_rows * rows + s.kernel_height - 1,
-                                                           tile_pitch(width + s.kernel_width - 1)});
+      const std::size_t bytes = weight + product(element, {s.channels, width + s.kernel_width - 1,
+                                                           tile_pitch(tile_rows * rows + s.kernel_height - 1)});
       if (bytes <= device.shared_bytes) {
         plan.kernel = Kernel::tiles;
         plan.tile_width = width;

@@ -103,8 +103,8 @@ constexpr int sums_line(int rows, int columns) { return rows * columns | 1; }
 /// Threads of a block of conv, at most; pixels of a column and outputs of a thread.
 inline constexpr int tile_threads = 256, tile_rows = 4, tile_outputs = 4;
 
-/// Elements of a row of a tile, such that tile_rows further down lie the other 16 of 32 banks.
-constexpr int tile_pitch(int columns) { return (columns + 3) / 8 * 8 + 4; }
+/// Elements of a column of a tile, odd: columns side by side lie in different banks.
+constexpr int tile_pitch(int rows) { return rows | 1; }
 
 /// The weights of a tap and an input, in those of tile_outputs outputs, odd: inputs side by side lie in different
 /// banks.

@@ -6,20 +6,21 @@
 
 namespace invconv::detail::cuda {
 
-/// Division by a multiplication, exact while number * divisor < 2^32: numbers count elements of shared memory.
+/// Division by a multiplication. With m = floor((2^32 - 1) / d), floor((n + 1) m / 2^32) is floor(n / d) as long as
+/// (n + 1) d <= 2^32: numbers count elements of shared memory.
 class Divider {
  public:
   __device__ explicit Divider(int divisor)
-      : divisor_(static_cast<unsigned>(divisor)), inverse_(0xffffffffu / divisor_ + 1) {}
+      : divisor_(divisor), inverse_(0xffffffffu / static_cast<unsigned>(divisor)) {}
 
   __device__ int quotient(int number) const {
-    const auto high = static_cast<int>(std::uint64_t{static_cast<unsigned>(number)} * inverse_ >> 32);
-    return divisor_ == 1 ? number : high;
+    return static_cast<int>((std::uint64_t{static_cast<unsigned>(number)} * inverse_ + inverse_) >> 32);
   }
-  __device__ int remainder(int number, int quotient) const { return number - quotient * static_cast<int>(divisor_); }
+  __device__ int remainder(int number, int quotient) const { return number - quotient * divisor_; }
 
  private:
-  unsigned divisor_, inverse_;  // of 1 the inverse is out of range
+  int divisor_;
+  unsigned inverse_;
 };
 
 /// What a block is for: the digits of its index, the lowest first.
@@ -73,23 +74,28 @@ class Walk {
   Divider first_, second_;
 };
 
-/// Copies `count` elements: `find(at, place)` says where the element lies, null for a zero, and sets its place in `to`.
-/// Several are on their way at a time.
+/// Where an element is read and written; what is not read is 0.
+struct Copy {
+  Index from;
+  int to;
+  bool is_read;
+};
+
+/// Copies `count` elements as `find(at)` says, several at a time. `from[0]` is any element.
 template <class T, class Find>
-__device__ void stage(int count, Arithmetic<T>* to, const Find& find) {
+__device__ void stage(int count, const T* from, Arithmetic<T>* to, const Find& find) {
   constexpr int at_once = 8;
   const int threads = static_cast<int>(blockDim.x);
   for (int begin = static_cast<int>(threadIdx.x); begin < count; begin += at_once * threads) {
     T values[at_once];
     int places[at_once];
     INVCONV_UNROLL
-    for (int k = 0; k < at_once; ++k) {
+    for (int k = 0; k < at_once; ++k) {  // without branches, so that no load waits for another
       const int at = begin + k * threads;
-      const T* const from = at < count ? find(at, places[k]) : nullptr;
-      values[k] = T{};
-      if (from != nullptr) {
-        values[k] = *from;
-      }
+      const Copy copy = find(at < count ? at : begin);
+      const T value = from[copy.is_read ? copy.from : 0];
+      values[k] = copy.is_read ? value : T{};
+      places[k] = copy.to;
     }
     INVCONV_UNROLL
     for (int k = 0; k < at_once; ++k) {

@@ -26,11 +26,11 @@ __device__ inline Index sums_size(const GroupShape& s) {
   return Index{s.channels} * s.channels * s.kernel_height * s.kernel_width;
 }
 
-/// The first row and column, and the image.
+/// The first row and column, and where the pixel there would lie in x and g. A row that no image reaches says that
+/// there is no unit.
 struct Unit {
-  Index image;
+  Index x, g;
   int row, column;
-  bool exists;
 };
 
 /// The sums are [part][group][i][j][output][input]. At most sums_chain products follow each other in float.
@@ -62,12 +62,9 @@ __global__ void __launch_bounds__(sums_threads, 2)
   const Walk x_walk(group.x, of.inputs, x_rows, x_pitch), g_walk(group.g, O * of.outputs, R, of.span);
   const int x_count = of.inputs * x_rows * x_pitch, g_count = O * of.outputs * R * of.span;
   const Divider x_unit(x_count), g_unit(g_count);
-  const auto locate = [&](const Images<const T>& images, const Unit& unit, int channel, int row, int column) {
-    const bool inside =
-        unit.exists && channel < s.channels && row >= 0 && row < s.height && column >= 0 && column < s.width;
-    return inside ? images.data + unit.image * images.batch + channel * images.channel + row * images.row +
-                        column * images.column
-                  : nullptr;
+  const auto is_inside = [&](int channel, int row, int column) {
+    return channel < s.channels && static_cast<unsigned>(row) < static_cast<unsigned>(s.height) &&
+           static_cast<unsigned>(column) < static_cast<unsigned>(s.width);
   };
 
   A sum[O][K][K] = {};
@@ -90,24 +87,31 @@ __global__ void __launch_bounds__(sums_threads, 2)
   for (int first = begin; first < end; first += of.slices) {
     if (thread < of.slices) {
       const int unit = first + thread, band = unit / across;
-      units[thread] = {band / down, s.height - (band % down + 1) * R, s.width - (unit % across + 1) * of.span,
-                       unit < end};
+      const Index image = band / down;
+      const int row = s.height - (band % down + 1) * R, column = s.width - (unit % across + 1) * of.span;
+      units[thread] = {image * group.x.batch + row * group.x.row + column * group.x.column,
+                       image * group.g.batch + row * group.g.row + column * group.g.column,
+                       unit < end ? row : -(1 << 30), column};
     }
     __syncthreads();
-    stage<T>(of.slices * x_count, xs, [&](int at, int& to) {
+    stage<T>(of.slices * x_count, group.x.data, xs, [&](int at) {
       const int from = x_unit.quotient(at);
       const Place place = x_walk(x_unit.remainder(at, from));
-      to = (from * of.inputs + place.channel) * x_size + place.row * x_pitch + place.column;
       const Unit& unit = units[from];
-      return locate(group.x, unit, first_input + place.channel, unit.row - i0 - (K - 1) + place.row,
-                    unit.column - j0 - (K - 1) + place.column);
+      const int channel = first_input + place.channel, row = place.row - i0 - (K - 1);
+      const int column = place.column - j0 - (K - 1);
+      return Copy{unit.x + channel * group.x.channel + row * group.x.row + column * group.x.column,
+                  (from * of.inputs + place.channel) * x_size + place.row * x_pitch + place.column,
+                  is_inside(channel, unit.row + row, unit.column + column)};
     });
-    stage<T>(of.slices * g_count, gs, [&](int at, int& to) {
+    stage<T>(of.slices * g_count, group.g.data, gs, [&](int at) {
       const int from = g_unit.quotient(at);
       const Place place = g_walk(g_unit.remainder(at, from));
-      to = (from * O * of.outputs + place.channel) * g_size + place.row * of.span + place.column;
       const Unit& unit = units[from];
-      return locate(group.g, unit, first_output + place.channel, unit.row + place.row, unit.column + place.column);
+      const int channel = first_output + place.channel;
+      return Copy{unit.g + channel * group.g.channel + place.row * group.g.row + place.column * group.g.column,
+                  (from * O * of.outputs + place.channel) * g_size + place.row * of.span + place.column,
+                  is_inside(channel, unit.row + place.row, unit.column + place.column)};
     });
     __syncthreads();
     products += R * of.span;
@@ -164,7 +168,7 @@ __global__ void __launch_bounds__(sums_threads, 2)
 
   __syncthreads();
   for (int left = of.slices; left > 1;) {
-    const int half = (left + 1) / 2, place = thread - (slice >= half ? half * pairs : 0), line = half * pairs;
+    const int half = (left + 1) / 2, place = thread - (slice >= half ? half * pairs : 0), line = left / 2 * pairs;
     if (slice >= half && slice < left) {
       INVCONV_UNROLL
       for (int k = 0; k < O * K * K; ++k) {

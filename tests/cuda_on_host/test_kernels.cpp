@@ -163,7 +163,7 @@ Problem random_wide(Random& random) {
 
 /// Images and kernels large enough that conv cuts them into tiles and weight_grad into units.
 Problem random_tiled(Random& random) {
-  const Options how = random_options(random, {1, 1, 1, 2});
+  const Options how = random_options(random, {1, 1, 1, 1, 2});
   const Index channels = random.integer(1, 20) / how.groups + 1, kernel = channels > 4 ? 4 : 7;
   return make_problem({random.integer(1, 2), how.groups * channels, random.integer(1, 20), random.integer(20, 70)},
                       random.integer(1, kernel), random.integer(1, kernel), how);
