@@ -252,11 +252,13 @@ void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) 
     while (shares < 32 && 2 * shares <= plan.parts) {
       shares *= 2;
     }
-    const int at_once = sums_threads / shares;
+    const int at_once = std::min(sums_threads / shares, (entries + 31) / 32 * 32);
+    const int threads = shares * at_once;
     const Index per_group = count(entries, at_once);
     launch(add_parts<T>,
-           {blocks(per_group * groups.count), sums_threads, sums_threads * sizeof(double), execution.stream}, groups,
-           shape, at_once, static_cast<unsigned>(per_group), static_cast<const double*>(sums));
+           {blocks(per_group * groups.count), static_cast<unsigned>(threads),
+            static_cast<std::size_t>(threads) * sizeof(double), execution.stream},
+           groups, shape, at_once, static_cast<unsigned>(per_group), static_cast<const double*>(sums));
   });
 }
 

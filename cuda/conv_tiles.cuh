@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
   A* const tile = weights + taps * s.channels * line * O;  // [channel][column][row], with what the taps reach
 
   const Divider by_tap(taps), by_input(s.channels), by_column(s.kernel_width);
-  stage<T>(outputs * s.channels * taps, group.weight.data, weights, [&](int at) {
+  stage<8>(outputs * s.channels * taps, group.weight.data, weights, [&](int at) {
     const int pair = by_tap.quotient(at), tap = by_tap.remainder(at, pair);
     const int output = by_input.quotient(pair), input = by_input.remainder(pair, output);
     const int i = by_column.quotient(tap), j = by_column.remainder(tap, i), o = first_output + output;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
   const int right = first_column + of.width < s.width ? first_column + of.width : s.width;
   const Walk walk(group.in, s.channels, bottom - top, right - left);
   const int shift = (left - first_column + before) * pitch + top - first_row + above;
-  stage<T>(s.channels * (bottom - top) * (right - left), group.in.data + top * group.in.row + left * group.in.column,
+  stage<8>(s.channels * (bottom - top) * (right - left), group.in.data + top * group.in.row + left * group.in.column,
            tile, [&](int at) {
              const Place place = walk(at);
              return Copy{place.channel * group.in.channel + place.row * group.in.row + place.column * group.in.column,

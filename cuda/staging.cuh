@@ -81,10 +81,10 @@ struct Copy {
   bool is_read;
 };
 
-/// Copies `count` elements as `find(at)` says, several at a time. `from[0]` is any element.
-template <class T, class Find>
+/// Copies `count` elements as `find(at)` says, `at_once` at a time, which take as many registers and more. `from[0]` is
+/// any element.
+template <int at_once, class T, class Find>
 __device__ void stage(int count, const T* from, Arithmetic<T>* to, const Find& find) {
-  constexpr int at_once = 8;
   const int threads = static_cast<int>(blockDim.x);
   for (int begin = static_cast<int>(threadIdx.x); begin < count; begin += at_once * threads) {
     T values[at_once];

@@ -15,6 +15,13 @@
 
 namespace invconv::detail::cuda {
 
+/// Blocks of a processor at a time, which leave 128 registers to a thread; from Blackwell on that would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+inline constexpr int sums_resident = 1;
+#else
+inline constexpr int sums_resident = 2;
+#endif
+
 struct SumsShape {
   GroupShape shape;
   int batch, parts, units, span, inputs, outputs, slices;
@@ -35,7 +42,7 @@ struct Unit {
 
 /// The sums are [part][group][i][j][output][input]. At most sums_chain products follow each other in float.
 template <class T, int K>
-__global__ void __launch_bounds__(sums_threads, 2)
+__global__ void __launch_bounds__(sums_threads, sums_resident)
     sum_parts(Groups<CorrelationGroup<T>> groups, SumsShape of, double* sums) {
   using A = Arithmetic<T>;
   constexpr int R = sums_rows, O = sums_outputs, x_rows = R + K - 1;
@@ -94,7 +101,7 @@ __global__ void __launch_bounds__(sums_threads, 2)
                        unit < end ? row : -(1 << 30), column};
     }
     __syncthreads();
-    stage<T>(of.slices * x_count, group.x.data, xs, [&](int at) {
+    stage<4>(of.slices * x_count, group.x.data, xs, [&](int at) {
       const int from = x_unit.quotient(at);
       const Place place = x_walk(x_unit.remainder(at, from));
       const Unit& unit = units[from];
@@ -104,7 +111,7 @@ __global__ void __launch_bounds__(sums_threads, 2)
                   (from * of.inputs + place.channel) * x_size + place.row * x_pitch + place.column,
                   is_inside(channel, unit.row + row, unit.column + column)};
     });
-    stage<T>(of.slices * g_count, group.g.data, gs, [&](int at) {
+    stage<4>(of.slices * g_count, group.g.data, gs, [&](int at) {
       const int from = g_unit.quotient(at);
       const Place place = g_walk(g_unit.remainder(at, from));
       const Unit& unit = units[from];

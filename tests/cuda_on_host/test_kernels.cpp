@@ -404,7 +404,7 @@ TYPED_TEST(Kernels, WeightGradOfManyPixels) {
   // More than one chain of products in each thread: so many groups leave one part for all pixels.
   Options how;
   how.groups = 133;
-  const Problem problem = make_problem({1, how.groups * 9, 100, 32}, 1, 2, how);
+  const Problem problem = make_problem({1, how.groups * 9, 100, 32}, 1, 1, how);
   const auto plan = plan_of<TypeParam>(Operation::weight_grad, problem);
   ASSERT_EQ(plan.parts, 1);
   ASSERT_GT(plan.units / plan.slices * detail::cuda::sums_rows * plan.span, detail::cuda::sums_chain);
@@ -625,30 +625,37 @@ TEST(Mistakes, AMissingBarrierOfConvIsFound) {
   EXPECT_NE(results(problem, 0, -1, Operation::conv), correct);
 }
 
-TEST(Mistakes, AMissingBarrierOfWeightGradIsFound) {
-  Options how;
-  how.groups = 133;  // so that there is one part, of several stages
-  const Problem problem = make_problem({1, how.groups * 9, 20, 32}, 1, 2, how);
+/// The bits of weight_grad, as results() has them, where a part has `stages` stages of 5 units each.
+std::set<std::vector<float>> sums(const Problem& problem, int stages, int dropped_barrier) {
   const auto plan = plan_of<float>(Operation::weight_grad, problem);
-  ASSERT_EQ(plan.parts, 1);
-  const int stages = (plan.units + plan.slices - 1) / plan.slices;
-  ASSERT_EQ(stages, 2);
-  ASSERT_EQ(plan.slices, 5);
+  EXPECT_EQ(plan.parts, 1);
+  EXPECT_EQ(plan.slices, 5);
+  EXPECT_EQ(plan.units, 5 * stages);
   Random random(13);
   const Array<float> x(random_images(random, problem.image), contiguous);
   const Array<float> g(random_images(random, problem.image), contiguous);
-  const DeviceMemory memory(workspace_size<float>(Operation::weight_grad, problem.image, problem.weight, how, Cuda{}));
-  const auto sums = [&] {
+  const DeviceMemory memory(
+      workspace_size<float>(Operation::weight_grad, problem.image, problem.weight, problem.options, Cuda{}));
+  return results(dropped_barrier, -1, [&] {
     const Array<float> dw(problem.weight);
-    weight_grad<float>(x.view(), g.view(), dw.view(), how, memory.workspace(), Cuda{});
+    weight_grad<float>(x.view(), g.view(), dw.view(), problem.options, memory.workspace(), Cuda{});
     return dw.elements();
-  };
-  const auto correct = results(-1, -1, sums);
+  });
+}
+
+TEST(Mistakes, AMissingBarrierOfWeightGradIsFound) {
+  const Problem one_stage = make_problem({1, 9, 20, 16}, 1, 2, {});
+  const auto correct = sums(one_stage, 1, -1);
   ASSERT_EQ(correct.size(), 1u);
-  // Two for each stage, one before and two for each step of the tree, of which nothing follows the last one.
-  for (int dropped = 0; dropped < 2 * stages + 1 + 2 * 3 - 1; ++dropped) {
-    EXPECT_NE(results(dropped, -1, sums), correct) << "barrier " << dropped;
+  // Two for the stage, one before and two for each step of the tree, of which nothing follows the last one.
+  for (int dropped = 0; dropped < 2 + 1 + 2 * 3 - 1; ++dropped) {
+    EXPECT_NE(sums(one_stage, 1, dropped), correct) << "barrier " << dropped;
   }
+  Options how;
+  how.groups = 133;  // leave one part for all stages
+  how.unit_diagonal = false;
+  const Problem two_stages = make_problem({1, how.groups * 9, 20, 32}, 1, 1, how);
+  EXPECT_NE(sums(two_stages, 2, 2), sums(two_stages, 2, -1)) << "between the stages";
 }
 
 TEST(Mistakes, AMissingWarpBarrierIsFound) {
