@@ -67,6 +67,12 @@ Execution settled(const char* function, const Execution& execution) {
   return on_cpu->threads > 0 ? *on_cpu : Cpu{num_threads()};
 }
 
+void refuse_weights_on_cuda(const Sizes& sizes) {
+  if (sizes.weights > 1) {
+    throw Error("[cuda] one weight for each image is not supported on CUDA; call once for each image");
+  }
+}
+
 template <class T>
 std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Execution& execution) {
   if (operation == Operation::solve_backward) {  // one after the other
@@ -74,6 +80,7 @@ std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Exec
                     needed_workspace<T>(Operation::weight_grad, sizes, execution));
   }
   if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
+    refuse_weights_on_cuda(sizes);
     return cuda::workspace_size<T>(operation, sizes, *on_cuda);
   }
   return cpu::workspace_size<T>(operation, sizes, std::get<Cpu>(execution));
@@ -81,6 +88,9 @@ std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Exec
 
 template <class Problem>
 void run(const Problem& problem, void* workspace, const Execution& execution) {
+  if (problem.sizes.weights == 0) {  // one for each of no images
+    return;
+  }
   if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
     cuda::run(problem, workspace, *on_cuda);
   } else {
@@ -88,9 +98,9 @@ void run(const Problem& problem, void* workspace, const Execution& execution) {
   }
 }
 
-template <class T>
-Filter<T> filter_problem(Operation operation, const Sizes& sizes, View<const T> in, View<const T> weight, View<T> out,
-                         const Options& options, bool transpose) {
+template <class T, std::size_t Axes>
+Filter<T> filter_problem(Operation operation, const Sizes& sizes, View<const T> in, View<const T, Axes> weight,
+                         View<T> out, const Options& options, bool transpose) {
   Filter<T> problem{operation, sizes, options.unit_diagonal, {}};
   problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
   for (std::int64_t group = 0; group < sizes.groups; ++group) {
@@ -102,8 +112,8 @@ Filter<T> filter_problem(Operation operation, const Sizes& sizes, View<const T> 
   return problem;
 }
 
-template <class T>
-Correlation<T> correlation_problem(const Sizes& sizes, View<const T> x, View<const T> g, View<T> dw,
+template <class T, std::size_t Axes>
+Correlation<T> correlation_problem(const Sizes& sizes, View<const T> x, View<const T> g, View<T, Axes> dw,
                                    const Options& options, bool negative) {
   Correlation<T> problem{sizes, options.unit_diagonal, negative, {}};
   problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
@@ -116,10 +126,10 @@ Correlation<T> correlation_problem(const Sizes& sizes, View<const T> x, View<con
   return problem;
 }
 
-template <class T>
-void filter(const char* function, Operation operation, const char* in_name, View<const T> in, View<const T> weight,
-            const char* out_name, View<T> out, const Options& options, const Workspace& workspace,
-            const Execution& requested) {
+template <class T, std::size_t Axes>
+void filter(const char* function, Operation operation, const char* in_name, View<const T> in,
+            View<const T, Axes> weight, const char* out_name, View<T> out, const Options& options,
+            const Workspace& workspace, const Execution& requested) {
   const Sizes sizes = check_images(function, in_name, in.shape, weight.shape, options);
   check_same_shape(function, out_name, out.shape, in_name, in.shape);
   check_output(function, out_name, out.shape, out.stride);
@@ -129,6 +139,49 @@ void filter(const char* function, Operation operation, const char* in_name, View
   const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(operation, sizes, execution), execution);
   run(filter_problem(operation, sizes, in, weight, out, options, options.transpose), scratch.data(), execution);
+}
+
+template <class T, std::size_t Axes>
+void correlate(View<const T> x, View<const T> g, View<T, Axes> dw, const Options& options, const Workspace& workspace,
+               const Execution& requested) {
+  const char* const function = "weight_grad";
+  const Sizes sizes = check_images(function, "x", x.shape, dw.shape, options);
+  check_same_shape(function, "g", g.shape, "x", x.shape);
+  check_output(function, "dw", dw.shape, dw.stride);
+  if (options.transpose) {
+    throw Error("[weight_grad] expected options without transpose; swap x and g instead");
+  }
+  check_data(function, "x", x.data, x.shape);
+  check_data(function, "g", g.data, g.shape);
+  check_data(function, "dw", dw.data, dw.shape);
+  const Execution execution = settled(function, requested);
+  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution), execution);
+  run(correlation_problem(sizes, x, g, dw, options, false), scratch.data(), execution);
+}
+
+template <class T, std::size_t Axes>
+void differentiate_solve(View<const T> x, View<const T> g, View<const T, Axes> weight, View<T> dy, View<T, Axes> dw,
+                         const Options& options, const Workspace& workspace, const Execution& requested) {
+  const char* const function = "solve_backward";
+  const Sizes sizes = check_images(function, "x", x.shape, weight.shape, options);
+  check_same_shape(function, "g", g.shape, "x", x.shape);
+  check_same_shape(function, "dy", dy.shape, "x", x.shape);
+  check_same_shape(function, "dw", dw.shape, "weight", weight.shape);
+  check_output(function, "dy", dy.shape, dy.stride);
+  check_output(function, "dw", dw.shape, dw.stride);
+  check_data(function, "x", x.data, x.shape);
+  check_data(function, "g", g.data, g.shape);
+  check_data(function, "weight", weight.data, weight.shape);
+  check_data(function, "dy", dy.data, dy.shape);
+  check_data(function, "dw", dw.data, dw.shape);
+  const Execution execution = settled(function, requested);
+  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::solve_backward, sizes, execution),
+                        execution);
+  run(filter_problem(Operation::solve, sizes, g, weight, dy, options, !options.transpose), scratch.data(), execution);
+  // M^T is linear in the weight too: <g, M^T x> = <M g, x> swaps the two.
+  const View<const T> solved = dy;
+  run(correlation_problem(sizes, options.transpose ? solved : x, options.transpose ? x : solved, dw, options, true),
+      scratch.data(), execution);
 }
 
 double to_double(float value) { return value; }
@@ -142,6 +195,13 @@ template <class T>
 std::size_t workspace_size(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                            const Execution& execution) {
   return needed_workspace<T>(operation, check_images("workspace_size", "image", image, weight, options),
+                             settled("workspace_size", execution));
+}
+
+template <class T>
+std::size_t workspace_size(Operation operation, const Shape& image, const WeightsShape& weights, const Options& options,
+                           const Execution& execution) {
+  return needed_workspace<T>(operation, check_images("workspace_size", "image", image, weights, options),
                              settled("workspace_size", execution));
 }
 
@@ -165,56 +225,48 @@ PlanInfo describe_plan(Operation operation, const Shape& image, const Shape& wei
 
 template <class T>
 void solve(In<T> y, In<T> weight, View<T> x, const Options& options, Workspace workspace, const Execution& execution) {
-  filter<T>("solve", Operation::solve, "y", y, weight, "x", x, options, workspace, execution);
+  filter("solve", Operation::solve, "y", y, weight, "x", x, options, workspace, execution);
+}
+
+template <class T>
+void solve(In<T> y, In<T, 5> weights, View<T> x, const Options& options, Workspace workspace,
+           const Execution& execution) {
+  filter("solve", Operation::solve, "y", y, weights, "x", x, options, workspace, execution);
 }
 
 template <class T>
 void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace workspace, const Execution& execution) {
-  filter<T>("conv", Operation::conv, "x", x, weight, "y", y, options, workspace, execution);
+  filter("conv", Operation::conv, "x", x, weight, "y", y, options, workspace, execution);
+}
+
+template <class T>
+void conv(In<T> x, In<T, 5> weights, View<T> y, const Options& options, Workspace workspace,
+          const Execution& execution) {
+  filter("conv", Operation::conv, "x", x, weights, "y", y, options, workspace, execution);
 }
 
 template <class T>
 void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace,
-                 const Execution& requested) {
-  const char* const function = "weight_grad";
-  const Sizes sizes = check_images(function, "x", x.shape, dw.shape, options);
-  check_same_shape(function, "g", g.shape, "x", x.shape);
-  check_output(function, "dw", dw.shape, dw.stride);
-  if (options.transpose) {
-    throw Error("[weight_grad] expected options without transpose; swap x and g instead");
-  }
-  check_data(function, "x", x.data, x.shape);
-  check_data(function, "g", g.data, g.shape);
-  check_data(function, "dw", dw.data, dw.shape);
-  const Execution execution = settled(function, requested);
-  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution), execution);
-  run(correlation_problem<T>(sizes, x, g, dw, options, false), scratch.data(), execution);
+                 const Execution& execution) {
+  correlate(x, g, dw, options, workspace, execution);
+}
+
+template <class T>
+void weight_grad(In<T> x, In<T> g, View<T, 5> dw, const Options& options, Workspace workspace,
+                 const Execution& execution) {
+  correlate(x, g, dw, options, workspace, execution);
 }
 
 template <class T>
 void solve_backward(In<T> x, In<T> g, In<T> weight, View<T> dy, View<T> dw, const Options& options, Workspace workspace,
-                    const Execution& requested) {
-  const char* const function = "solve_backward";
-  const Sizes sizes = check_images(function, "x", x.shape, weight.shape, options);
-  check_same_shape(function, "g", g.shape, "x", x.shape);
-  check_same_shape(function, "dy", dy.shape, "x", x.shape);
-  check_same_shape(function, "dw", dw.shape, "weight", weight.shape);
-  check_output(function, "dy", dy.shape, dy.stride);
-  check_output(function, "dw", dw.shape, dw.stride);
-  check_data(function, "x", x.data, x.shape);
-  check_data(function, "g", g.data, g.shape);
-  check_data(function, "weight", weight.data, weight.shape);
-  check_data(function, "dy", dy.data, dy.shape);
-  check_data(function, "dw", dw.data, dw.shape);
-  const Execution execution = settled(function, requested);
-  const Scratch scratch(function, workspace, needed_workspace<T>(Operation::solve_backward, sizes, execution),
-                        execution);
-  run(filter_problem<T>(Operation::solve, sizes, g, weight, dy, options, !options.transpose), scratch.data(),
-      execution);
-  // M^T is linear in the weight too: <g, M^T x> = <M g, x> swaps the two.
-  const View<const T> solved = dy;
-  run(correlation_problem<T>(sizes, options.transpose ? solved : x, options.transpose ? x : solved, dw, options, true),
-      scratch.data(), execution);
+                    const Execution& execution) {
+  differentiate_solve(x, g, weight, dy, dw, options, workspace, execution);
+}
+
+template <class T>
+void solve_backward(In<T> x, In<T> g, In<T, 5> weights, View<T> dy, View<T, 5> dw, const Options& options,
+                    Workspace workspace, const Execution& execution) {
+  differentiate_solve(x, g, weights, dy, dw, options, workspace, execution);
 }
 
 template <class T>
@@ -310,10 +362,17 @@ const char* instruction_set() { return cpu::kernels<float>().name; }
   template std::size_t workspace_size<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&);     \
   template PlanInfo describe_plan<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&,          \
                                      std::size_t);                                                                     \
+  template std::size_t workspace_size<T>(Operation, const Shape&, const WeightsShape&, const Options&,                 \
+                                         const Execution&);                                                            \
   template void solve<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                          \
+  template void solve<T>(In<T>, In<T, 5>, View<T>, const Options&, Workspace, const Execution&);                       \
   template void conv<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                           \
+  template void conv<T>(In<T>, In<T, 5>, View<T>, const Options&, Workspace, const Execution&);                        \
   template void weight_grad<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                    \
+  template void weight_grad<T>(In<T>, In<T>, View<T, 5>, const Options&, Workspace, const Execution&);                 \
   template void solve_backward<T>(In<T>, In<T>, In<T>, View<T>, View<T>, const Options&, Workspace, const Execution&); \
+  template void solve_backward<T>(In<T>, In<T>, In<T, 5>, View<T>, View<T, 5>, const Options&, Workspace,              \
+                                  const Execution&);                                                                   \
   template double logabsdet<T>(View<const T>, std::int64_t, std::int64_t, const Options&);                             \
   template double growth<T>(View<const T>, std::int64_t, std::int64_t, const Options&, const Cpu&);
 INVCONV_INSTANTIATE(float)

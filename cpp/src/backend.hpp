@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -13,8 +14,8 @@
 
 namespace invconv::detail {
 
-inline bool has_no_elements(const Shape& shape) {
-  return shape[0] == 0 || shape[1] == 0 || shape[2] == 0 || shape[3] == 0;
+inline bool has_no_elements(std::span<const std::int64_t> shape) {
+  return std::find(shape.begin(), shape.end(), 0) != shape.end();
 }
 
 /// The images of one group. Strides in elements. Row 0 and column 0 lie at the padded sides, channel 0 first in the
@@ -30,6 +31,7 @@ template <class T>
 struct Taps {
   T* data;
   std::int64_t out, in, row, column;
+  std::int64_t batch = 0;  // from one image's to the next one's; 0 where the images share them
 };
 
 struct Sizes {
@@ -37,6 +39,7 @@ struct Sizes {
   std::int64_t channels;  // of one group
   std::int64_t height, width;
   std::int64_t kernel_height, kernel_width;
+  std::int64_t weights = 1;  // one for all images, or one for each
 };
 
 inline bool is_empty(const Sizes& s) { return s.batch == 0 || s.channels == 0 || s.height == 0 || s.width == 0; }

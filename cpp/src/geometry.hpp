@@ -38,13 +38,15 @@ Images<T> group_images(const View<T>& view, std::int64_t group, std::int64_t cha
   return images;
 }
 
-template <class T>
-Taps<T> group_taps(const View<T>& weight, std::int64_t group, std::int64_t channels, Corner corner, bool transpose) {
+template <class T, std::size_t Axes>
+Taps<T> group_taps(const View<T, Axes>& weight, std::int64_t group, std::int64_t channels, Corner corner,
+                   bool transpose) {
   if (has_no_elements(weight.shape)) {
     return {weight.data, 0, 0, 0, 0};
   }
-  Taps<T> taps{weight.data + group * channels * weight.stride[0], weight.stride[0], weight.stride[1], weight.stride[2],
-               weight.stride[3]};
+  const auto [out, in, row, column] = std::to_array<std::int64_t>(
+      {weight.stride[Axes - 4], weight.stride[Axes - 3], weight.stride[Axes - 2], weight.stride[Axes - 1]});
+  Taps<T> taps{weight.data + group * channels * out, out, in, row, column, Axes == 5 ? weight.stride[0] : 0};
   const auto flip = [&](std::int64_t& stride, std::int64_t size) {
     taps.data += (size - 1) * stride;
     stride = -stride;
@@ -56,10 +58,10 @@ Taps<T> group_taps(const View<T>& weight, std::int64_t group, std::int64_t chann
   }
   // A weight that pads the top stores its oldest row first; by age it reads backwards.
   if (!flips_rows(corner)) {
-    flip(taps.row, weight.shape[2]);
+    flip(taps.row, weight.shape[Axes - 2]);
   }
   if (!flips_columns(corner)) {
-    flip(taps.column, weight.shape[3]);
+    flip(taps.column, weight.shape[Axes - 1]);
   }
   return taps;
 }

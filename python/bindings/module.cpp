@@ -11,6 +11,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -21,6 +22,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 
 #include "invconv/invconv.hpp"
 
@@ -101,7 +103,7 @@ std::optional<Type> find_type(std::string_view name) {
   return found == std::end(names) ? std::nullopt : std::optional(static_cast<Type>(found - std::begin(names)));
 }
 
-/// The memory of an array of 3 or 4 axes, borrowed for a call. The plain kinds: what has Python's buffer protocol, and
+/// The memory of an array of 3 to 5 axes, borrowed for a call. The plain kinds: what has Python's buffer protocol, and
 /// a tuple (address, name of the dtype, shape, strides in elements) that its maker vouches for.
 class Array {
  public:
@@ -119,11 +121,25 @@ class Array {
   Type type() const { return type_; }
   bool same_kind(const Array& other) const { return type_ == other.type_ && axes_ == other.axes_; }
   bool same_shape(const Array& other) const { return shape_ == other.shape_; }
+  bool are_images() const { return axes_ <= 4; }
+  /// A weight, or one for each of the images.
+  bool is_weight_for(const Array& images) const {
+    return type_ == images.type_ && (axes_ == 4 || (axes_ == 5 && images.axes_ == 4));
+  }
 
   /// One image is a batch of one.
-  template <class T>
-  invconv::View<T> view() const {
-    return {static_cast<T*>(data_), shape_, stride_};
+  template <class T, std::size_t Axes = 4>
+  invconv::View<T, Axes> view() const {
+    invconv::View<T, Axes> view{static_cast<T*>(data_), {}, {}};
+    std::copy(shape_.end() - Axes, shape_.end(), view.shape.begin());
+    std::copy(stride_.end() - Axes, stride_.end(), view.stride.begin());
+    return view;
+  }
+
+  /// Calls `body` with the view of a weight, or of one for each image.
+  template <class T, class Body>
+  void with_weight(Body&& body) const {
+    axes_ == 5 ? body(view<T, 5>()) : body(view<T>());
   }
 
   /// Whether a filter can write into this array while it reads `in`: its elements have places of their own, and these
@@ -133,7 +149,7 @@ class Array {
       return true;
     }
     bool same = data_ == in.data_;
-    for (std::size_t axis = 0; axis < 4; ++axis) {
+    for (std::size_t axis = 0; axis < most_axes; ++axis) {
       if (shape_[axis] > 1) {
         if (stride_[axis] == 0) {
           return false;
@@ -145,13 +161,16 @@ class Array {
   }
 
  private:
+  static constexpr std::size_t most_axes = 5;
+  using Extents = std::array<std::int64_t, most_axes>;
+
   std::int64_t item_size() const { return type_ == Type::float64 ? 8 : type_ == Type::float32 ? 4 : 2; }
   bool empty() const { return std::find(shape_.begin(), shape_.end(), 0) != shape_.end(); }
 
   /// The lowest address of an array that is not empty.
   std::intptr_t begin() const {
     std::int64_t lowest = 0;
-    for (std::size_t axis = 0; axis < 4; ++axis) {
+    for (std::size_t axis = 0; axis < most_axes; ++axis) {
       lowest += std::min<std::int64_t>(0, (shape_[axis] - 1) * stride_[axis]);
     }
     return reinterpret_cast<std::intptr_t>(data_) + lowest * item_size();
@@ -159,7 +178,7 @@ class Array {
   /// One beyond the highest address.
   std::intptr_t end() const {
     std::int64_t highest = 1;
-    for (std::size_t axis = 0; axis < 4; ++axis) {
+    for (std::size_t axis = 0; axis < most_axes; ++axis) {
       highest += std::max<std::int64_t>(0, (shape_[axis] - 1) * stride_[axis]);
     }
     return reinterpret_cast<std::intptr_t>(data_) + highest * item_size();
@@ -167,8 +186,8 @@ class Array {
 
   bool set_axes(Py_ssize_t axes) {
     axes_ = static_cast<int>(axes);
-    shape_ = {1, 1, 1, 1};
-    return axes == 3 || axes == 4;
+    shape_ = {1, 1, 1, 1, 1};
+    return axes >= 3 && axes <= static_cast<int>(most_axes);
   }
 
   bool borrow(PyObject* object, bool writable) {
@@ -192,7 +211,7 @@ class Array {
     }
     data_ = buffer_.buf;
     for (int from = 0; from < axes_; ++from) {
-      const auto axis = static_cast<std::size_t>(4 - axes_ + from);
+      const auto axis = most_axes - static_cast<std::size_t>(axes_ - from);
       shape_[axis] = buffer_.shape[from];
       stride_[axis] = buffer_.strides[from] / item_size();
       if (shape_[axis] > 1 && buffer_.strides[from] % item_size() != 0) {
@@ -220,7 +239,7 @@ class Array {
       return false;
     }
     for (int from = 0; from < axes_; ++from) {
-      const auto axis = static_cast<std::size_t>(4 - axes_ + from);
+      const auto axis = most_axes - static_cast<std::size_t>(axes_ - from);
       if (!read(PyTuple_GET_ITEM(shape, from), shape_[axis]) || !read(PyTuple_GET_ITEM(strides, from), stride_[axis])) {
         return false;
       }
@@ -232,7 +251,7 @@ class Array {
   void* data_ = nullptr;
   Type type_ = Type::float32;
   int axes_ = 0;
-  invconv::Shape shape_{}, stride_{};
+  Extents shape_{}, stride_{};
   bool plain_ = false;
 };
 
@@ -282,7 +301,7 @@ bool filter(nb::handle in, nb::handle weight, nb::handle out, nb::handle corner,
   invconv::Options options;
   Place place;
   const Array from(in), taps(weight), to(out, true);
-  if (!from.plain() || !taps.plain() || !to.plain() || taps.axes() != 4 || taps.type() != from.type() ||
+  if (!from.plain() || !taps.plain() || !to.plain() || !from.are_images() || !taps.is_weight_for(from) ||
       !to.same_kind(from) || !to.same_shape(from) || !to.can_be_written_from(from) ||
       !read(corner, unit_diagonal, groups, options) || !read(transpose, options.transpose) || !read(where, place)) {
     return false;
@@ -290,13 +309,13 @@ bool filter(nb::handle in, nb::handle weight, nb::handle out, nb::handle corner,
   with_type(from.type(), [&](auto zero) {
     using T = decltype(zero);
     const nb::gil_scoped_release unlocked;
-    if constexpr (operation == invconv::Operation::solve) {
-      invconv::solve<T>(from.view<const T>(), taps.view<const T>(), to.view<T>(), options, place.workspace,
-                        place.execution);
-    } else {
-      invconv::conv<T>(from.view<const T>(), taps.view<const T>(), to.view<T>(), options, place.workspace,
-                       place.execution);
-    }
+    taps.with_weight<const T>([&](const auto& view) {
+      if constexpr (operation == invconv::Operation::solve) {
+        invconv::solve<T>(from.view<const T>(), view, to.view<T>(), options, place.workspace, place.execution);
+      } else {
+        invconv::conv<T>(from.view<const T>(), view, to.view<T>(), options, place.workspace, place.execution);
+      }
+    });
   });
   return true;
 }
@@ -306,15 +325,17 @@ bool weight_grad(nb::handle x, nb::handle g, nb::handle dw, nb::handle corner, n
   invconv::Options options;
   Place place;
   const Array inputs(x), outputs(g), to(dw, true);
-  if (!inputs.plain() || !outputs.plain() || !to.plain() || !outputs.same_kind(inputs) || to.axes() != 4 ||
-      to.type() != inputs.type() || !read(corner, unit_diagonal, groups, options) || !read(where, place)) {
+  if (!inputs.plain() || !outputs.plain() || !to.plain() || !inputs.are_images() || !outputs.same_kind(inputs) ||
+      !to.is_weight_for(inputs) || !read(corner, unit_diagonal, groups, options) || !read(where, place)) {
     return false;
   }
   with_type(inputs.type(), [&](auto zero) {
     using T = decltype(zero);
     const nb::gil_scoped_release unlocked;
-    invconv::weight_grad<T>(inputs.view<const T>(), outputs.view<const T>(), to.view<T>(), options, place.workspace,
-                            place.execution);
+    to.with_weight<T>([&](const auto& view) {
+      invconv::weight_grad<T>(inputs.view<const T>(), outputs.view<const T>(), view, options, place.workspace,
+                              place.execution);
+    });
   });
   return true;
 }
@@ -325,7 +346,7 @@ bool solve_backward(nb::handle x, nb::handle g, nb::handle weight, nb::handle dy
   Place place;
   const Array solved(x), incoming(g), taps(weight), to(dy, true), to_taps(dw, true);
   if (!solved.plain() || !incoming.plain() || !taps.plain() || !to.plain() || !to_taps.plain() ||
-      !incoming.same_kind(solved) || !to.same_kind(solved) || taps.axes() != 4 || taps.type() != solved.type() ||
+      !solved.are_images() || !incoming.same_kind(solved) || !to.same_kind(solved) || !taps.is_weight_for(solved) ||
       !to_taps.same_kind(taps) || !read(corner, unit_diagonal, groups, options) ||
       !read(transpose, options.transpose) || !read(where, place)) {
     return false;
@@ -333,8 +354,15 @@ bool solve_backward(nb::handle x, nb::handle g, nb::handle weight, nb::handle dy
   with_type(solved.type(), [&](auto zero) {
     using T = decltype(zero);
     const nb::gil_scoped_release unlocked;
-    invconv::solve_backward<T>(solved.view<const T>(), incoming.view<const T>(), taps.view<const T>(), to.view<T>(),
-                               to_taps.view<T>(), options, place.workspace, place.execution);
+    const auto differentiate = [&](const auto& from, const auto& into) {
+      invconv::solve_backward<T>(solved.view<const T>(), incoming.view<const T>(), from, to.view<T>(), into, options,
+                                 place.workspace, place.execution);
+    };
+    if (taps.axes() == 5) {
+      differentiate(taps.view<const T, 5>(), to_taps.view<T, 5>());
+    } else {
+      differentiate(taps.view<const T>(), to_taps.view<T>());
+    }
   });
   return true;
 }
@@ -354,13 +382,17 @@ auto with_names(const char* function, std::string_view operation, std::string_vi
 }
 
 /// Bytes of the workspace that a call needs on a CUDA device.
-std::size_t workspace_size(std::string_view operation, std::string_view dtype,
-                           const std::array<std::int64_t, 4>& images, const std::array<std::int64_t, 4>& weight,
-                           std::int64_t groups, int device) {
+std::size_t workspace_size(std::string_view operation, std::string_view dtype, const invconv::Shape& images,
+                           const std::variant<invconv::Shape, invconv::WeightsShape>& weight, std::int64_t groups,
+                           int device) {
   invconv::Options options;
   options.groups = groups;
   return with_names("workspace_size", operation, dtype, [&](invconv::Operation which, auto zero) {
-    return invconv::workspace_size<decltype(zero)>(which, images, weight, options, invconv::Cuda{device});
+    return std::visit(
+        [&](const auto& shape) {
+          return invconv::workspace_size<decltype(zero)>(which, images, shape, options, invconv::Cuda{device});
+        },
+        weight);
   });
 }
 

@@ -48,7 +48,8 @@ def solve(
         y: Images of shape (B, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any
             strides. A numpy array, a torch tensor or an array that speaks DLPack, on the CPU or,
             in a build with kernels for it, on a CUDA device.
-        weight: Of shape (C, C/groups, kh, kw); the same kind, dtype and device.
+        weight: Of shape (C, C/groups, kh, kw), or (B, C, C/groups, kh, kw) with one weight for each
+            of B images (on the CPU); the same kind, dtype and device.
         corner: The padded sides: ``"tl"``, ``"tr"``, ``"bl"``, ``"br"``, or a sequence with one of
             them for each group.
         unit_diagonal: Whether the diagonal of ``A`` counts as 1 and is not read.
@@ -107,7 +108,7 @@ def conv(
 
     Args:
         x: Images of shape (B, C, H, W) or (C, H, W), as ``y`` in :func:`solve`.
-        weight: Of shape (C, C/groups, kh, kw); the same kind and dtype.
+        weight: As in :func:`solve`.
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.
         groups: As in :func:`solve`.
@@ -134,6 +135,7 @@ def weight_grad(
     corner: Corner = "tl",
     unit_diagonal: bool = True,
     groups: int = 1,
+    per_sample: bool = False,
 ) -> Array:
     r"""Return the derivative of ``<g, M x>`` with respect to the weight of ``M``.
 
@@ -150,9 +152,11 @@ def weight_grad(
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.
         groups: As in :func:`solve`.
+        per_sample: Whether to return the derivative for each image, not summed over ``b``.
 
     Returns:
-        An array of shape (C, C/groups, kh, kw), of the kind and dtype of ``x``. Its bits do not
+        An array of shape (C, C/groups, kh, kw), or (B, C, C/groups, kh, kw) with ``per_sample``, of
+        the kind and dtype of ``x``. Its bits do not
         depend on the number of threads or the strides. Where ``g`` is not finite, taps that reach
         beyond the image there may come out as NaN, as in ``F.conv2d``.
 
@@ -162,10 +166,14 @@ def weight_grad(
     """
     function = "weight_grad"
     if (torch_layer := _torch_layer(x, g)) is not None:
-        result: Array = torch_layer.weight_grad(x, g, kernel_size, corner, unit_diagonal, groups)
+        result: Array = torch_layer.weight_grad(
+            x, g, kernel_size, corner, unit_diagonal, groups, per_sample
+        )
         return result
     if (device_layer := _device_layer(x, g)) is not None:
-        dw_there: Array = device_layer.weight_grad(x, g, kernel_size, corner, unit_diagonal, groups)
+        dw_there: Array = device_layer.weight_grad(
+            x, g, kernel_size, corner, unit_diagonal, groups, per_sample
+        )
         return dw_there
     x_, g_ = _numpy(function, "x", x), _numpy(function, "g", g)
     _check.image_axes(function, "x", x_.shape)
@@ -173,9 +181,11 @@ def weight_grad(
     _check.same_dtype(function, "x", _dtype_name(x_), "g", _dtype_name(g_))
     channels = x_.shape[-3]
     groups = _check.groups_of(function, groups, channels)
-    dw = np.empty(
-        (channels, channels // groups, *_check.kernel_size(function, kernel_size)), x_.dtype
-    )
+    shape = (channels, channels // groups, *_check.kernel_size(function, kernel_size))
+    if _check.boolean(function, "per_sample", per_sample):
+        _check.batch_of_images(function, "x", x_.shape)
+        shape = (len(x_), *shape)
+    dw = np.empty(shape, x_.dtype)
     corners = _check.corners(function, corner)
     unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
     must(function, _core.weight_grad(x_, g_, dw, corners, unit_diagonal, groups))
@@ -304,7 +314,7 @@ def _filter(
     images_, weight_ = _numpy(function, name, images), _numpy(function, "weight", weight)
     _check.image_axes(function, name, images_.shape)
     _check.same_dtype(function, name, _dtype_name(images_), "weight", _dtype_name(weight_))
-    _check.weight_axes(function, weight_.shape)
+    _check.weight_axes(function, weight_.shape, images_.ndim)
     corners = _check.corners(function, corner)
     unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
     groups = _check.integer(function, "groups", groups)

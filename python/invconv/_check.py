@@ -163,22 +163,37 @@ def image_axes(function: str, name: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def weight_axes(function: str, shape: tuple[int, ...]) -> None:
-    """Check that there are 4 axes."""
-    if len(shape) != 4:
+def weight_axes(function: str, shape: tuple[int, ...], image_axes: int = 3) -> None:
+    """Check that there are 4 axes; with a batch of images also 5, one weight for each of them."""
+    if len(shape) != 4 and (len(shape), image_axes) != (5, 4):
+        for_each = " or (B, C, C/groups, kh, kw)" if image_axes == 4 else ""
         raise ValueError(
-            f"[{function}] expected weight of shape (C, C/groups, kh, kw), but got {tuple(shape)}"
+            f"[{function}] expected weight of shape (C, C/groups, kh, kw){for_each}, "
+            f"but got {tuple(shape)}"
         )
 
 
-def fitting_weight(function: str, shape: tuple[int, ...], channels: int, number: int) -> None:
-    """Check a weight against C and the groups, where the core is not called."""
+def fitting_weight(
+    function: str, shape: tuple[int, ...], batch: int, channels: int, number: int
+) -> None:
+    """Check a weight against B, C and the groups, where the core is not called."""
     groups_of(function, number, channels)
-    out, inputs, kh, kw = shape
-    if out != channels or inputs * number != channels or kh < 1 or kw < 1:
+    *images, out, inputs, kh, kw = shape
+    fits = out == channels and inputs * number == channels and kh >= 1 and kw >= 1
+    if not fits or images not in ([], [batch]):
+        axes, sizes = ("B, ", f"B = {batch}, ") if images else ("", "")
         raise ValueError(
-            f"[{function}] expected weight of shape (C, C/groups, kh, kw) with C = {channels}, "
-            f"groups = {number}, but got {shape}"
+            f"[{function}] expected weight of shape ({axes}C, C/groups, kh, kw) with {sizes}"
+            f"C = {channels}, groups = {number}, but got {shape}"
+        )
+
+
+def batch_of_images(function: str, name: str, shape: tuple[int, ...]) -> None:
+    """Check that there are images for ``per_sample`` to tell apart."""
+    if len(shape) != 4:
+        raise ValueError(
+            f"[{function}] expected {name} of shape (B, C, H, W) with per_sample=True, "
+            f"but got {tuple(shape)}"
         )
 
 

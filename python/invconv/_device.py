@@ -165,14 +165,15 @@ def filter(
         images_, weight_ = caller.export_images(name, images), caller.export("weight", weight)
         _check.dtype(function, "weight", weight_.dtype)
         _check.same_dtype(function, name, images_.dtype, "weight", weight_.dtype)
-        _check.weight_axes(function, weight_.shape)
+        _check.weight_axes(function, weight_.shape, len(images_.shape))
         checked = (
             _check.corners(function, corner),
             _check.boolean(function, "unit_diagonal", unit_diagonal),
             _check.integer(function, "groups", groups),
             _check.boolean(function, "transpose", transpose),
         )
-        _check.fitting_weight(function, weight_.shape, images_.shape[-3], checked[2])
+        batch, channels, *_ = images_.images
+        _check.fitting_weight(function, weight_.shape, batch, channels, checked[2])
         if out is None:
             result = caller.empty(images_.shape, images.dtype)
             target = caller.export("the result", result)
@@ -212,6 +213,7 @@ def weight_grad(
     corner: Corner,
     unit_diagonal: bool,
     groups: int,
+    per_sample: bool,
 ) -> Any:
     """See :func:`invconv.weight_grad`."""
     function = "weight_grad"
@@ -222,6 +224,9 @@ def weight_grad(
         channels = x_.shape[-3]
         groups = _check.groups_of(function, groups, channels)
         shape = (channels, channels // groups, *_check.kernel_size(function, kernel_size))
+        if _check.boolean(function, "per_sample", per_sample):
+            _check.batch_of_images(function, "x", x_.shape)
+            shape = (x_.shape[0], *shape)
         corners = _check.corners(function, corner)
         unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
         dw = caller.empty(shape, x.dtype)

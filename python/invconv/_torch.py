@@ -58,7 +58,7 @@ _library.define("solve" + _FILTER.format(images="y"), tags=torch.Tag.pt2_complia
 _library.define("conv" + _FILTER.format(images="x"), tags=torch.Tag.pt2_compliant_tag)
 _library.define(
     "weight_grad(Tensor x, Tensor g, SymInt kh, SymInt kw, str corner, bool unit_diagonal,"
-    " SymInt groups) -> Tensor",
+    " SymInt groups, bool per_sample=False) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -245,9 +245,9 @@ def _workspace(function: str, images: Tensor, weight: torch.Size, groups: int) -
     """The memory that a call needs on a device; torch gives it out again in the stream's order."""
     size = 0
     dtype = _dtype_name(images)
-    if images.dim() == len(weight) == 4 and dtype in _check.DTYPES:
+    if images.dim() == 4 and len(weight) in (4, 5) and dtype in _check.DTYPES:
         shapes = (tuple(images.shape), tuple(weight))
-        _check.fitting_weight(function, shapes[1], images.shape[1], groups)
+        _check.fitting_weight(function, shapes[1], *images.shape[:2], groups)
         size = _core.workspace_size(function, dtype, *shapes, groups, images.device.index)
     return torch.empty(size, dtype=torch.uint8, device=images.device)
 
@@ -260,15 +260,23 @@ def _raw_conv(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
     return _run("conv", x, weight, torch.empty_like(x), *options)
 
 
-def _raw_weight_grad(x: Tensor, g: Tensor, kh: int, kw: int, *options: Any) -> Tensor:
-    groups = options[-1]
-    dw = x.new_empty((x.shape[1], x.shape[1] // groups, kh, kw))
-    return _run("weight_grad", x, g, dw, *options)
+def _raw_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    kh: int,
+    kw: int,
+    corner: str,
+    unit_diagonal: bool,
+    groups: int,
+    per_sample: bool = False,
+) -> Tensor:
+    dw = _fake_weight_grad(x, g, kh, kw, corner, unit_diagonal, groups, per_sample)
+    return _run("weight_grad", x, g, dw, corner, unit_diagonal, groups)
 
 
 def _fake_filter(function: str, images: Tensor, weight: Tensor, *options: Any) -> Tensor:
     corner, _, groups, _ = options
-    _check.fitting_weight(function, tuple(weight.shape), images.shape[1], groups)
+    _check.fitting_weight(function, tuple(weight.shape), *images.shape[:2], groups)
     _check.fitting_corners(function, tuple(corner.split(",")), groups)
     return torch.empty_like(images)
 
@@ -281,9 +289,19 @@ def _fake_conv(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
     return _fake_filter("conv", x, weight, *options)
 
 
-def _fake_weight_grad(x: Tensor, g: Tensor, kh: int, kw: int, *rest: Any) -> Tensor:
-    groups = rest[-1]
-    return x.new_empty((x.shape[1], x.shape[1] // groups, kh, kw))
+def _fake_weight_grad(
+    x: Tensor,
+    g: Tensor,
+    kh: int,
+    kw: int,
+    corner: str,
+    unit_diagonal: bool,
+    groups: int,
+    per_sample: bool = False,
+) -> Tensor:
+    batch, channels = x.shape[:2]
+    shape = (channels, channels // groups, kh, kw)
+    return x.new_empty((batch, *shape) if per_sample else shape)
 
 
 _Raw = Callable[..., Tensor]
@@ -319,14 +337,14 @@ def _linear_weight(weight: Tensor, corner: str, unit_diagonal: bool, groups: int
     """
     if not unit_diagonal:
         return weight
-    mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    mask = torch.ones(weight.shape[-4:], dtype=torch.bool, device=weight.device)
     mask[_diagonal_index(weight, corner, groups)] = False
     return torch.where(mask, weight, 0.0)
 
 
 def _diagonal_index(weight: Tensor, corner: str, groups: int) -> tuple[Tensor, ...]:
     """Where a weight holds the diagonal of its anchor: o, c, u and v of its C entries."""
-    channels, inputs, kh, kw = weight.shape
+    channels, inputs, kh, kw = weight.shape[-4:]
     names = corner.split(",")
     # Filled on the device: a copy from the host could not be captured in a graph.
     size = channels if len(names) == 1 else inputs
@@ -360,6 +378,12 @@ def _into_groups(images: Tensor, dim: int | None, batch: int) -> Tensor:
     return images.movedim(dim, 1).flatten(1, 2)
 
 
+def _into_batch(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
+    """A tensor of shape (batch * B, ...) from (B, ...) with a mapped axis, or without one."""
+    mapped = tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return mapped.flatten(0, 1)
+
+
 def _repeat_corner(corner: str, times: int) -> str:
     return ",".join([corner] * times) if "," in corner else corner
 
@@ -367,9 +391,17 @@ def _repeat_corner(corner: str, times: int) -> str:
 def _vmap_filter(
     apply: Any, batch: int, in_dims: tuple[Any, ...], images: Tensor, weight: Tensor, *options: Any
 ) -> tuple[Tensor, int]:
-    """Map over images by folding them into the batch, over weights by folding both into groups."""
+    """Map over images by folding them into the batch, over weights by folding both into groups.
+
+    Where each image has its own weight, both go into the batch.
+    """
     images_dim, weight_dim = in_dims[:2]
     corner, unit_diagonal, groups, transpose = options
+    if weight.dim() - (weight_dim is not None) == 5:
+        flat = apply(
+            _into_batch(images, images_dim, batch), _into_batch(weight, weight_dim, batch), *options
+        )
+        return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
     if weight_dim is None:
         images = images.movedim(images_dim, 0)
         flat = apply(images.flatten(0, 1), weight, corner, unit_diagonal, groups, transpose)
@@ -429,7 +461,7 @@ class _Solve(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # M^T is linear in the weight too: <g, M^T x> = <M g, x> swaps the two.
             a, b = (dy, x) if transpose else (x, dy)
-            dw = -_weight_grad(a, b, *weight.shape[2:], corner, unit_diagonal, groups)
+            dw = -_weight_grad_like(weight, a, b, corner, unit_diagonal, groups)
         return dy if ctx.needs_input_grad[0] else None, dw, None, None, None, None
 
     @staticmethod
@@ -475,7 +507,7 @@ class _Conv(torch.autograd.Function):
             dx = _conv(g, weight, corner, unit_diagonal, groups, not transpose)
         if ctx.needs_input_grad[1]:
             a, b = (g, x) if transpose else (x, g)
-            dw = _weight_grad(a, b, *weight.shape[2:], corner, unit_diagonal, groups)
+            dw = _weight_grad_like(weight, a, b, corner, unit_diagonal, groups)
         return dx, dw, None, None, None, None
 
     @staticmethod
@@ -514,9 +546,9 @@ class _WeightGrad(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (dw,) = grads
         if dw is None:
-            return (None,) * 7
+            return (None,) * 8
         x, g = ctx.saved_tensors
-        _, _, corner, unit_diagonal, groups = ctx.options
+        _, _, corner, unit_diagonal, groups, _ = ctx.options
         # <dw, weight_grad(x, g)> = <g, D x> with D the convolution whose weight is dw.
         dw = _linear_weight(dw, corner, unit_diagonal, groups)
         dx = dg = None
@@ -524,7 +556,7 @@ class _WeightGrad(torch.autograd.Function):
             dx = _conv(g, dw, corner, False, groups, True)
         if ctx.needs_input_grad[1]:
             dg = _conv(x, dw, corner, False, groups, False)
-        return dx, dg, None, None, None, None, None
+        return dx, dg, None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
@@ -539,11 +571,16 @@ class _WeightGrad(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], x: Tensor, g: Tensor, *options: Any
     ) -> tuple[Tensor, int]:
-        kh, kw, corner, unit_diagonal, groups = options
+        kh, kw, corner, unit_diagonal, groups, per_sample = options
         batch = info.batch_size
+        if per_sample:
+            flat = _weight_grad(
+                _into_batch(x, in_dims[0], batch), _into_batch(g, in_dims[1], batch), *options
+            )
+            return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
         x, g = _into_groups(x, in_dims[0], batch), _into_groups(g, in_dims[1], batch)
         flat = _weight_grad(
-            x, g, kh, kw, _repeat_corner(corner, batch), unit_diagonal, groups * batch
+            x, g, kh, kw, _repeat_corner(corner, batch), unit_diagonal, groups * batch, False
         )
         return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
 
@@ -576,6 +613,11 @@ def _conv(x: Tensor, weight: Tensor, *options: Any) -> Tensor:
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _weight_grad(x: Tensor, g: Tensor, *options: Any) -> Tensor:
     return _apply("weight_grad", _WeightGrad, x, g, *options)
+
+
+def _weight_grad_like(weight: Tensor, x: Tensor, g: Tensor, *options: Any) -> Tensor:
+    """The derivative with respect to this weight, or to one for each image."""
+    return _weight_grad(x, g, *weight.shape[-2:], *options, weight.dim() == 5)
 
 
 # ---- the functions behind invconv.solve and its fellows ------------------------------------------
@@ -622,7 +664,7 @@ def _filter(
     _check_tensor(function, "weight", weight)
     _check_device(function, "weight", weight, name, images)
     _check.image_axes(function, name, images.shape)
-    _check.weight_axes(function, weight.shape)
+    _check.weight_axes(function, weight.shape, images.dim())
     options = (
         ",".join(_check.corners(function, corner)),
         _check.boolean(function, "unit_diagonal", unit_diagonal),
@@ -684,6 +726,7 @@ def weight_grad(
     corner: Corner,
     unit_diagonal: bool,
     groups: int,
+    per_sample: bool,
 ) -> Tensor:
     """See :func:`invconv.weight_grad`."""
     function = "weight_grad"
@@ -697,9 +740,12 @@ def weight_grad(
     unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
     groups = _check.groups_of(function, groups, x.shape[-3])
     kh, kw = _check.kernel_size(function, kernel_size)
+    if _check.boolean(function, "per_sample", per_sample):
+        _check.batch_of_images(function, "x", x.shape)
     if x.dim() == 3:
         x, g = x.unsqueeze(0), g.unsqueeze(0)
-    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, corner, unit_diagonal, groups)
+    options = (corner, unit_diagonal, groups, per_sample)
+    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, *options)
     return result
 
 
@@ -715,7 +761,7 @@ def logabsdet(
     groups = _check.integer(function, "groups", groups)
     # In Python, since torch.compile cannot look into the core.
     _check.weight_axes(function, weight.shape)
-    _check.fitting_weight(function, tuple(weight.shape), weight.shape[0], groups)
+    _check.fitting_weight(function, tuple(weight.shape), 1, weight.shape[0], groups)
     _check.fitting_corners(function, names, groups)
     if height < 0 or width < 0:
         raise ValueError(

@@ -50,19 +50,28 @@ class DeviceError : public Error {
 
 using Shape = std::array<std::int64_t, 4>;
 
-/// A strided view of a 4-dimensional array. Strides are in elements and may be negative, or zero in inputs.
-template <class T>
+/// The shape of one weight for each image of a batch: (B, C, C/groups, kh, kw).
+using WeightsShape = std::array<std::int64_t, 5>;
+
+/// A strided view of an array, of 4 axes or, where there is one weight for each image, of 5. Strides are in elements
+/// and may be negative, or zero in inputs.
+template <class T, std::size_t Axes = 4>
 struct View {
   T* data = nullptr;
-  Shape shape{};
-  Shape stride{};
+  std::array<std::int64_t, Axes> shape{};
+  std::array<std::int64_t, Axes> stride{};
 
   /// A view of a dense array in row-major order.
-  static View contiguous(T* data, const Shape& shape) {
-    return {data, shape, {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}};
+  static View contiguous(T* data, const std::array<std::int64_t, Axes>& shape) {
+    View view{data, shape, {}};
+    std::int64_t step = 1;
+    for (std::size_t axis = Axes; axis-- > 0; step *= shape[axis]) {
+      view.stride[axis] = step;
+    }
+    return view;
   }
 
-  operator View<const T>() const
+  operator View<const T, Axes>() const
     requires(!std::is_const_v<T>)
   {
     return {data, shape, stride};
@@ -70,8 +79,8 @@ struct View {
 };
 
 /// An input's type: it does not take part in deducing T, so that a View<float> is accepted for a View<const float>.
-template <class T>
-using In = View<const std::type_identity_t<T>>;
+template <class T, std::size_t Axes = 4>
+using In = View<const std::type_identity_t<T>, Axes>;
 
 /// The two sides of the image that are padded with zeros (kh-1 rows, kw-1 columns): t(op) or b(ottom), l(eft) or
 /// r(ight). The tap that multiplies the pixel itself, the anchor, is the weight's corner on the opposite side: tl:
@@ -120,28 +129,43 @@ enum class Operation : std::uint8_t { solve, conv, weight_grad, solve_backward }
 template <class T>
 std::size_t workspace_size(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                            const Execution& execution);
+template <class T>
+std::size_t workspace_size(Operation operation, const Shape& image, const WeightsShape& weights, const Options& options,
+                           const Execution& execution);
 
-/// x = M^-1 y, or M^-T y. y and x: (B, C, H, W); weight: (C, C/groups, kh, kw). x may be y itself, in place; any other
-/// overlap of x with y gives wrong results. Cost: 2 B H W C (C/groups) kh kw operations.
+// Each operation comes in two forms: with one weight for all images, and with one for each of them. The second has the
+// same bits as a call for each image.
+
+/// x = M^-1 y, or M^-T y. y and x: (B, C, H, W); weight: (C, C/groups, kh, kw), or (B, C, C/groups, kh, kw). x may be y
+/// itself, in place; any other overlap of x with y gives wrong results. Cost: 2 B H W C (C/groups) kh kw operations.
 template <class T>
 void solve(In<T> y, In<T> weight, View<T> x, const Options& options, Workspace workspace, const Execution& execution);
+template <class T>
+void solve(In<T> y, In<T, 5> weights, View<T> x, const Options& options, Workspace workspace,
+           const Execution& execution);
 
 /// y = M x, or M^T x: the convolution that solve() inverts. Shapes, cost and overlap as in solve(). In place, one image
 /// is not shared out among threads.
 template <class T>
 void conv(In<T> x, In<T> weight, View<T> y, const Options& options, Workspace workspace, const Execution& execution);
+template <class T>
+void conv(In<T> x, In<T, 5> weights, View<T> y, const Options& options, Workspace workspace,
+          const Execution& execution);
 
 /// The derivative of <g, M x> with respect to the weight:
 ///
 ///     dw[o,c,u,v] = sum_{b,p} g[b,o,p] x[b,c,p-t(u,v)]     for the entries that are read, and exactly 0 for the
 ///     others.
 ///
-/// x and g: (B, C, H, W); dw: (C, C/groups, kh, kw). At most 256 products are added up one after the other in the
-/// arithmetic of T, in each lane of a vector; its lanes are folded onto each other, and such sums added up in double,
-/// in a fixed order. Where g is not finite, taps that reach beyond the image there may come out as NaN.
-/// `options.transpose` must be false.
+/// x and g: (B, C, H, W); dw: (C, C/groups, kh, kw), or (B, C, C/groups, kh, kw) for the sums over p alone. At most 256
+/// products are added up one after the other in the arithmetic of T, in each lane of a vector; its lanes are folded
+/// onto each other, and such sums added up in double, in a fixed order. Where g is not finite, taps that reach beyond
+/// the image there may come out as NaN. `options.transpose` must be false.
 template <class T>
 void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace, const Execution& execution);
+template <class T>
+void weight_grad(In<T> x, In<T> g, View<T, 5> dw, const Options& options, Workspace workspace,
+                 const Execution& execution);
 
 /// Both gradients of a solve, from its result x = M^-1 y and an incoming g = dL/dx:
 ///
@@ -149,11 +173,14 @@ void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace
 ///
 /// where the weight is read, and exactly 0 elsewhere; with options.transpose those of x = M^-T y, for which dL/dy and x
 /// change places in the sum. One solve and one correlation. x, g and dy: (B, C, H, W); weight and dw: (C, C/groups, kh,
-/// kw). dy and dw have the same bits as solve() and -weight_grad(). dy may be g itself, in place; any other overlap of
-/// an output with anything gives wrong results.
+/// kw), or (B, C, C/groups, kh, kw) with the sums over p alone. dy and dw have the same bits as solve() and
+/// -weight_grad(). dy may be g itself, in place; any other overlap of an output with anything gives wrong results.
 template <class T>
 void solve_backward(In<T> x, In<T> g, In<T> weight, View<T> dy, View<T> dw, const Options& options, Workspace workspace,
                     const Execution& execution);
+template <class T>
+void solve_backward(In<T> x, In<T> g, In<T, 5> weights, View<T> dy, View<T, 5> dw, const Options& options,
+                    Workspace workspace, const Execution& execution);
 
 /// log|det M| on images of height x width pixels: height * width * sum log|diag(anchor)|; 0 for a unit diagonal.
 template <class T>

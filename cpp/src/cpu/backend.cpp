@@ -6,10 +6,10 @@ namespace invconv::detail::cpu {
 
 template <class T>
 std::size_t workspace_size(Operation operation, const Sizes& full, const Cpu& execution) {
-  const Sizes s = clipped(full);
-  if (is_empty(s)) {
+  if (is_empty(full)) {
     return 0;
   }
+  const Sizes s = clipped(images_as_groups(full));
   return operation == Operation::weight_grad ? correlation_workspace<T>(s, execution)
                                              : filter_workspace<T>(operation, s, execution);
 }

@@ -23,6 +23,37 @@ inline Index ceil_div(Index total, Index share) { return (total + share - 1) / s
 /// Splits `total` into the fewest equal shares of at most `most`, and returns what a share then holds.
 inline Index fair_share(Index total, Index most) { return ceil_div(total, ceil_div(total, most)); }
 
+/// With one weight for each image, each image is a batch of its own, and its groups are groups beside the others'.
+inline Sizes images_as_groups(Sizes sizes) {
+  if (sizes.weights != 1) {
+    sizes.batch = 1;
+    sizes.groups *= sizes.weights;
+    sizes.weights = 1;
+  }
+  return sizes;
+}
+
+/// The same of a problem; `at` moves a group's arrays to an image.
+template <class Problem, class At>
+Problem images_as_groups(const Problem& problem, At&& at) {
+  Problem result = problem;
+  result.sizes = images_as_groups(problem.sizes);
+  result.groups.clear();
+  result.groups.reserve(static_cast<std::size_t>(result.sizes.groups));
+  for (Index image = 0; image < problem.sizes.weights; ++image) {
+    for (const auto& group : problem.groups) {
+      result.groups.push_back(at(group, image));
+    }
+  }
+  return result;
+}
+
+template <class Array>
+Array image_of(Array array, Index image) {
+  array.data += image * array.batch;
+  return array;
+}
+
 /// A helper thread pays when it takes over more work than it costs to have it: little while it still spins for work
 /// (threads.cpp), several times as much once it sleeps. The estimate is rough, in nanoseconds of one core: 50
 /// operations and 2 elements moved in each.
