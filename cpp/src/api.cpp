@@ -198,8 +198,8 @@ std::size_t workspace_size(Operation operation, const Shape& image, const Shape&
                              settled("workspace_size", execution));
 }
 
-template <class T>
-std::size_t workspace_size(Operation operation, const Shape& image, const WeightsShape& weights, const Options& options,
+template <class T, std::same_as<WeightsShape> Weights>
+std::size_t workspace_size(Operation operation, const Shape& image, const Weights& weights, const Options& options,
                            const Execution& execution) {
   return needed_workspace<T>(operation, check_images("workspace_size", "image", image, weights, options),
                              settled("workspace_size", execution));
@@ -360,10 +360,10 @@ const char* instruction_set() { return cpu::kernels<float>().name; }
 
 #define INVCONV_INSTANTIATE(T)                                                                                         \
   template std::size_t workspace_size<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&);     \
+  template std::size_t workspace_size<T, WeightsShape>(Operation, const Shape&, const WeightsShape&, const Options&,   \
+                                                       const Execution&);                                              \
   template PlanInfo describe_plan<T>(Operation, const Shape&, const Shape&, const Options&, const Execution&,          \
                                      std::size_t);                                                                     \
-  template std::size_t workspace_size<T>(Operation, const Shape&, const WeightsShape&, const Options&,                 \
-                                         const Execution&);                                                            \
   template void solve<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                          \
   template void solve<T>(In<T>, In<T, 5>, View<T>, const Options&, Workspace, const Execution&);                       \
   template void conv<T>(In<T>, In<T>, View<T>, const Options&, Workspace, const Execution&);                           \

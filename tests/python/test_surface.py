@@ -468,7 +468,7 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "weight of three axes": (
         lambda: invconv.solve(Y, W[0]),
         ValueError,
-        f"[solve] expected {WEIGHT}, but got (12, 3, 3)",
+        f"[solve] expected {WEIGHT} or (B, C, C/groups, kh, kw), but got (12, 3, 3)",
     ),
     "weight without axes": (
         lambda: invconv.growth(np.array(1.0), (3, 3)),

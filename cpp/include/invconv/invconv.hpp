@@ -22,6 +22,7 @@
 /// Every function is safe to call from several threads at once. Inputs are never written.
 
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -129,8 +130,9 @@ enum class Operation : std::uint8_t { solve, conv, weight_grad, solve_backward }
 template <class T>
 std::size_t workspace_size(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                            const Execution& execution);
-template <class T>
-std::size_t workspace_size(Operation operation, const Shape& image, const WeightsShape& weights, const Options& options,
+/// The same with one weight for each image. (No braced list is a WeightsShape here: it could be a Shape as well.)
+template <class T, std::same_as<WeightsShape> Weights>
+std::size_t workspace_size(Operation operation, const Shape& image, const Weights& weights, const Options& options,
                            const Execution& execution);
 
 // Each operation comes in two forms: with one weight for all images, and with one for each of them. The second has the
