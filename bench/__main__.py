@@ -17,8 +17,20 @@ try:
     import invconv
     from invconv._core import has_cuda
 
+    from . import (
+        capabilities,
+        depth,
+        field,
+        operations,
+        operators_table,
+        peers,
+        plans,
+        report,
+        results,
+        scaling,
+        timing,
+    )
     from . import core as cpp
-    from . import depth, operations, peers, plans, report, results, scaling, timing
     from .cmake import Missing
     from .gpu import command
     from .results import Rows
@@ -224,6 +236,36 @@ def memory_depth(
     if save:
         depth.plot(rows, results.ROOT / depth.PICTURE)
         console.print(str(results.ROOT / depth.PICTURE), soft_wrap=True)
+
+
+@app.command(name="operators")
+def operators_(
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(field.FIELD)}; all if none is named.")
+    ] = None,
+    patience: Annotated[float, typer.Option(min=1, help="Seconds for an entry.")] = 300.0,
+    save: Annotated[bool, typer.Option("--save", help="Write docs/operators.md.")] = False,
+) -> None:
+    """Run the list of what a torch operator should be able to do, on ours and on the field's."""
+    unknown = [name for name in names or [] if name not in field.FIELD]
+    if unknown:
+        raise typer.BadParameter(f"expected {', '.join(field.FIELD)}, but got {unknown[0]}")
+    found: operators_table.Table = {}
+    entries = list(capabilities.CAPABILITIES)
+    for name, entry, result, error in operators_table.measure(
+        names or list(field.FIELD), entries, patience
+    ):
+        found.setdefault(name, {})[entry] = (result, error)
+        console.print(f"{name}: {entry}: {result}", soft_wrap=True, markup=False)
+    table = Table()
+    for title in ("", *found):
+        table.add_column(title)
+    for entry in entries:
+        table.add_row(entry, *(results_of[entry][0] for results_of in found.values()))
+    console.print(table)
+    if save:
+        operators_table.PAGE.write_text(operators_table.page(found), encoding="utf-8")
+        console.print(f"written to {operators_table.PAGE}", soft_wrap=True)
 
 
 @app.command(name="report")
