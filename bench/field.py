@@ -45,20 +45,22 @@ def dense_solve(y: Tensor, weight: Tensor) -> Tensor:
     image = y.shape[1:]
     columns = torch.eye(image.numel(), dtype=y.dtype, device=y.device)
     matrix = dense_conv(columns.view(-1, *image), weight).flatten(1).mT
-    return torch.linalg.solve(matrix, y.flatten(1).mT).mT.reshape(y.shape)
+    solution: Tensor = torch.linalg.solve(matrix, y.flatten(1).mT)
+    return solution.mT.reshape(y.shape)
 
 
 def dense_weight_grad(x: Tensor, g: Tensor) -> Tensor:
     """``invconv.weight_grad`` by torch's unfold."""
     kh, kw = KERNEL
     patches = F.unfold(F.pad(x, (kw - 1, 0, kh - 1, 0)), KERNEL)
-    sums = torch.einsum("bop,bkp->ok", g.flatten(2), patches)
+    sums: Tensor = torch.einsum("bop,bkp->ok", g.flatten(2), patches)
     return _read(sums.view(x.shape[1], x.shape[1], kh, kw))
 
 
 def dense_logabsdet(weight: Tensor) -> Tensor:
     """``invconv.logabsdet`` from the diagonal."""
-    return SHAPE[2] * SHAPE[3] * weight[:, :, -1, -1].diagonal().abs().log().sum()
+    pixels = SHAPE[2] * SHAPE[3]
+    return pixels * weight[:, :, -1, -1].diagonal().abs().log().sum()
 
 
 def _images(seed: int, device: str) -> Tensor:
@@ -167,21 +169,21 @@ class _LFilter(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, a: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, y: Tensor, a: Tensor) -> Tensor:
         x = _all_pole(y, a)
         ctx.save_for_backward(x, a)
         return x
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         x, a = ctx.saved_tensors
-        dy = _LFilter.apply(g.flip(1), a).flip(1)
+        dy = _lfilter_apply(g.flip(1), a).flip(1)
         shifted = [F.pad(x, (k + 1, 0))[:, : x.shape[1]] for k in range(len(a))]
         return dy, torch.stack([-(dy * s).sum() for s in shifted])
 
 
 def _lfilter_apply(y: Tensor, a: Tensor) -> Tensor:
-    result: Tensor = _LFilter.apply(y, a)
+    result: Tensor = _LFilter.apply(y, a)  # type: ignore[no-untyped-call]
     return result
 
 

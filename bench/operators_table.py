@@ -1,22 +1,22 @@
 """``python -m bench operators``: what our torch operators can do, and the field's, as a table.
 
-Each entry is run in a process of its own: a crash of one is its result, and ends nothing else.
+The entries run in other processes: a crash of one is its result, and ends nothing else.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
-import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import capabilities, field
 
 PAGE = Path(__file__).parents[1] / "docs" / "operators.md"
-PASSES = "passes"
+_MARK = "result: "
 # What the packages of the field are called where they are installed.
 PACKAGES = ("torch", "torchlpc", "philtorch", "causal-conv1d", "natten")
 
@@ -41,43 +41,29 @@ REASONS = (
 )
 
 
-def run_one(name: str, entry: str) -> None:
-    """Run one entry of the list on one operator, in a process of its own: see ``_cell``."""
+def run_entries(name: str, *entries: str) -> None:
+    """Run entries of the list on one operator, and print what each came to: see ``measure``."""
     try:
         operator = field.FIELD[name]()
     except ImportError as error:
-        print(f"missing {error}")
+        for entry in entries:
+            _report(entry, "not installable", error)
         return
-    try:
-        if entry in capabilities.names_for(operator):
+    for entry in entries:
+        if entry not in capabilities.names_for(operator):
+            _report(entry, "-")
+            continue
+        try:
             capabilities.run(entry, operator)
-            print(PASSES)
+        except BaseException as error:  # also what is no Exception, such as a panic
+            _report(entry, f"fails ({reason(f'{type(error).__name__}: {error}')})", error)
         else:
-            print("-")
-    except BaseException as error:  # also what is no Exception, such as a panic
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"error {text}")
+            _report(entry, "passes")
 
 
-def _cell(name: str, entry: str, patience: float) -> tuple[str, str]:
-    """What one entry came to, in a word, and the error behind it."""
-    command = [sys.executable, "-W", "ignore", "-m", "bench.operators_table", name, entry]
-    try:
-        done = subprocess.run(
-            command, cwd=PAGE.parents[1], capture_output=True, text=True, timeout=patience
-        )
-    except subprocess.TimeoutExpired:
-        return "fails (timeout)", f"longer than {patience:g} s"
-    if done.returncode < 0:
-        crash = signal.Signals(-done.returncode).name
-        return f"fails ({crash})", crash
-    lines = done.stdout.strip().splitlines()
-    if done.returncode != 0 or not lines:
-        return "fails (crash)", " ".join(done.stderr.split())[-300:]
-    word, _, rest = lines[-1].partition(" ")
-    if word == "missing":
-        return "not installable", rest
-    return (f"fails ({reason(rest)})", rest) if word == "error" else (word, "")
+def _report(entry: str, result: str, error: BaseException | None = None) -> None:
+    text = "" if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+    print(_MARK + "\t".join((entry, result, text)), flush=True)
 
 
 def reason(text: str) -> str:
@@ -94,16 +80,42 @@ Table = dict[str, dict[str, tuple[str, str]]]
 def measure(
     operators: Sequence[str], entries: Sequence[str], patience: float
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (operator, entry, result, error), one after the other."""
+    """Yield (operator, entry, result, error), one after the other.
+
+    A process runs the entries of an operator; where one ends it, a new one goes on with the next.
+    """
     for name in operators:
-        missing = ""
-        for entry in entries:
-            result, error = (
-                ("not installable", missing) if missing else _cell(name, entry, patience)
+        left = list(entries)
+        while left:
+            command = [sys.executable, "-W", "ignore", "-m", "bench.operators_table", name, *left]
+            process = subprocess.Popen(
+                command,
+                cwd=PAGE.parents[1],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
             )
-            if result == "not installable":
-                missing = error
-            yield name, entry, result, error
+            assert process.stdout is not None
+            timer = _timer(process, patience)
+            for line in process.stdout:
+                if line.startswith(_MARK):
+                    timer.cancel()
+                    entry, result, error = line.removeprefix(_MARK).rstrip("\n").split("\t")
+                    left.remove(entry)
+                    yield name, entry, result, error
+                    timer = _timer(process, patience)
+            process.wait()
+            late = not timer.is_alive()
+            timer.cancel()
+            if left:
+                why = f"longer than {patience:g} s" if late else f"exit status {process.returncode}"
+                yield name, left.pop(0), f"fails ({'timeout' if late else 'crash'})", why
+
+
+def _timer(process: subprocess.Popen[str], patience: float) -> threading.Timer:
+    timer = threading.Timer(patience, process.kill)
+    timer.start()
+    return timer
 
 
 def versions() -> str:
@@ -123,11 +135,10 @@ def page(table: Mapping[str, Mapping[str, tuple[str, str]]]) -> str:
     lines = [
         "# What the torch operators can do",
         "",
-        f"Measured by `python -m bench operators` on the CPU with {versions()}: nothing here is copied "
-        "from a documentation.",
-        "Each entry compares values with a reference in plain torch operations, in float64",
-        "(`bench/capabilities.py`), and runs in a process of its own. `tests/python/test_torch_ops.py` "
-        "has the same list as tests.",
+        "Measured by `python -m bench operators` on the CPU, not copied from a documentation, with",
+        f"{versions()}. Each entry compares values with a",
+        "reference in plain torch operations, in float64 (`bench/capabilities.py`).",
+        "`tests/python/test_torch_ops.py` has the same list as tests.",
         "",
         "The others are the field's operators whose computation is closest: all-pole filters",
         "(torchlpc, philtorch, and the formula of torchaudio's `lfilter`, written out in",
@@ -176,4 +187,4 @@ def _shortened(error: str) -> str:
 
 
 if __name__ == "__main__":
-    run_one(*sys.argv[1:])
+    run_entries(*sys.argv[1:])

@@ -5,14 +5,12 @@
 namespace invconv::test {
 namespace {
 
-/// Weights of the shape (B, C, ...) in an array of the shape (B * C, ...).
+/// Weights of the shape (B, C, ...) in an array of the shape (B * C, ...), for these images.
 template <class T>
-View<T, 5> stacked(const View<T>& all, Index batch) {
-  const auto [channels, inputs, kernel_height, kernel_width] = all.shape;
-  const Index each = batch == 0 ? 0 : channels / batch;
+View<T, 5> stacked(const View<T>& all, const Shape& images) {
   return {all.data,
-          {batch, each, inputs, kernel_height, kernel_width},
-          {each * all.stride[0], all.stride[0], all.stride[1], all.stride[2], all.stride[3]}};
+          {images[0], images[1], all.shape[1], all.shape[2], all.shape[3]},
+          {images[1] * all.stride[0], all.stride[0], all.stride[1], all.stride[2], all.stride[3]}};
 }
 
 template <class T>
@@ -50,7 +48,7 @@ void check(const Problem& problem, Random& random) {
   const Array<T> weight(values, random.pick(layouts));
   const Array<T> x(random_images(random, problem.image), random.pick(layouts));
   const Array<T> g(random_images(random, problem.image), random.pick(layouts));
-  const auto weights = stacked(weight.view(), batch);
+  const auto weights = stacked(weight.view(), problem.image);
   const Cpu execution{static_cast<int>(random.integer(1, 3))};
 
   Array<T> is[] = {Array<T>(problem.image, random.pick(layouts)), Array<T>(problem.image, random.pick(layouts)),
@@ -60,15 +58,15 @@ void check(const Problem& problem, Random& random) {
   Array<T> expected_gradients[] = {Array<T>(all), Array<T>(all)};
   solve<T>(x.view(), weights, is[0].view(), options, {}, execution);
   conv<T>(x.view(), weights, is[1].view(), options, {}, execution);
-  weight_grad<T>(x.view(), g.view(), stacked(gradients[0].view(), batch), upright, {}, execution);
+  weight_grad<T>(x.view(), g.view(), stacked(gradients[0].view(), problem.image), upright, {}, execution);
   const Aligned scratch(workspace_size<T>(Operation::solve_backward, problem.image, weights.shape, options, execution));
   solve_backward<T>(
-      x.view(), g.view(), weights, is[2].view(), stacked(gradients[1].view(), batch), options,
+      x.view(), g.view(), weights, is[2].view(), stacked(gradients[1].view(), problem.image), options,
       {scratch.data(), workspace_size<T>(Operation::solve_backward, problem.image, weights.shape, options, execution)},
       execution);
   for (Index image = 0; image < batch; ++image) {
     const auto one = [&](const Array<T>& array) { return image_of(array.view(), image); };
-    const auto gradient = [&](const Array<T>& array) { return weight_of(stacked(array.view(), batch), image); };
+    const auto gradient = [&](const Array<T>& array) { return weight_of(stacked(array.view(), problem.image), image); };
     const View<T> its = weight_of(weights, image);
     solve<T>(one(x), its, one(expected[0]), options, {}, execution);
     conv<T>(one(x), its, one(expected[1]), options, {}, execution);

@@ -1,7 +1,10 @@
-"""Differentiation in torch: every order, both modes, every corner, groups, transpose and diagonal.
+"""The torch operators: what a good operator can do, and the differentiation of every variant.
 
-Gradients are checked three ways: against finite differences (``gradcheck``, ``gradgradcheck``),
-against torch's own differentiation of the dense matrix, and forward mode against reverse mode.
+The list of what an operator should be able to do stands in ``bench/capabilities.py``, since the
+benchmarks run it on other operators too. Below it, for every corner, groups, transpose and
+diagonal, gradients are checked three ways: against finite differences (``gradcheck``,
+``gradgradcheck``), against torch's own differentiation of the dense matrix, and forward mode
+against reverse mode.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 import invconv
+from bench import capabilities, field
 
 # (corner, groups): every corner with 1 and 2 groups, and a corner per group.
 ARRANGEMENTS: list[tuple[Corner, int]] = [
@@ -108,6 +112,30 @@ def check_both_orders(
     assert gradgradcheck(
         function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True
     )
+
+
+# --- The list -------------------------------------------------------------------------------------
+
+# Compiling with inductor, and other processes, take long: all four operators in one function.
+TOGETHER = ("compile, inductor", "DDP", "autocast, compiled")
+LIST = [
+    pytest.param(device, operator, entry, id=f"{entry}-{operator}-{device}")
+    for entry in capabilities.CAPABILITIES
+    for operator, defined in field.ours().items()
+    for device in ("cpu", "cuda")
+    if entry in capabilities.names_for(defined) and (operator == "composed") == (entry in TOGETHER)
+]
+
+
+@pytest.mark.parametrize(("device", "operator", "entry"), LIST)
+def test_list(device: str, operator: str, entry: str) -> None:
+    """Each entry with values, against plain torch operations in float64."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    capabilities.run(entry, field.ours(device)[operator])
+
+
+# --- Gradients of every variant -------------------------------------------------------------------
 
 
 @transposes
@@ -425,44 +453,6 @@ CLOSE: dict[str, Any] = {"rtol": 0, "atol": 24 * 12 * 10 * 10 * EPS}
 
 
 @transposes
-@pytest.mark.parametrize("name", ["solve", "conv", "weight_grad"])
-def test_func_transforms_agree_with_autograd(name: str, transpose: bool) -> None:
-    y, weight, options = tensors(("br", "tl"), 2, False, batch=1)
-    inputs = (y, weight) if name != "weight_grad" else (y, y.flip(-1) * 0.5)
-    function = operation(name, options, transpose)
-
-    def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (function(a, b) ** 2).sum()
-
-    leaves = requires_grad(*inputs)
-    expected = torch.autograd.grad(loss(*leaves), leaves)
-    for mine, other in zip(torch.func.grad(loss, argnums=(0, 1))(*inputs), expected, strict=True):
-        torch.testing.assert_close(mine, other, **CLOSE)
-
-    result, pullback = torch.func.vjp(function, *inputs)
-    for mine, other in zip(pullback(2 * result), expected, strict=True):
-        torch.testing.assert_close(mine, other, **CLOSE)
-
-    directions = tuple(torch.ones_like(t) for t in inputs)
-    _, tangent = torch.func.jvp(loss, inputs, directions)
-    torch.testing.assert_close(
-        tangent, sum(g.sum() for g in expected), rtol=0, atol=CLOSE["atol"] * 100
-    )
-
-    reverse = torch.func.jacrev(function, argnums=(0, 1))(*inputs)
-    forward = torch.func.jacfwd(function, argnums=(0, 1))(*inputs)
-    exact = torch.autograd.functional.jacobian(function, inputs)
-    for a, b, c in zip(reverse, forward, exact, strict=True):
-        torch.testing.assert_close(a, c, **CLOSE)
-        torch.testing.assert_close(b, c, **CLOSE)
-    assert float(exact[0].abs().max()) > 0.1
-
-    hessian = torch.func.hessian(loss)(*inputs)
-    exact_hessian = torch.autograd.functional.hessian(lambda a: loss(a, inputs[1]), inputs[0])
-    torch.testing.assert_close(hessian, exact_hessian, rtol=0, atol=CLOSE["atol"] * 100)
-
-
-@transposes
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (1, None), (2, 1), (-1, 0)])
 @pytest.mark.parametrize("name", ["solve", "conv", "weight_grad"])
 def test_vmap_is_a_loop(name: str, in_dims: tuple[int | None, int | None], transpose: bool) -> None:
@@ -562,68 +552,7 @@ def test_every_order_and_mix_of_modes(modes: tuple[str, ...], transpose: bool) -
     assert abs(float(exact)) > 1e-3
 
 
-# --- The registered operators ---------------------------------------------------------------------
-
-
-def test_operators_pass_opcheck() -> None:
-    """Torch's own examination of each registered operator: schema, fake tensors, aliasing."""
-    y, weight, options = tensors(("br", "tl"), 2, False, size=(4, 5))
-    corner, groups, unit_diagonal = options["corner"], options["groups"], options["unit_diagonal"]
-    leaves = requires_grad(y, weight)
-    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        """Keeps the calls that reach operators of this package, with their real arguments."""
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            if func.namespace == "invconv":
-                calls.append((func, args, kwargs or {}))
-            return func(*args, **(kwargs or {}))
-
-    layouts: list[Callable[[torch.Tensor], torch.Tensor]] = [
-        lambda t: t,
-        lambda t: t.contiguous(memory_format=torch.channels_last),
-        lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
-    ]
-    for lay_out in layouts:
-        with Recorder():
-            x = invconv.solve(lay_out(leaves[0]), lay_out(leaves[1]), **options)
-            z = invconv.conv(lay_out(x), leaves[1], transpose=True, **options)
-            log = invconv.logabsdet(
-                leaves[1], (4, 5), corner=corner, groups=groups, unit_diagonal=unit_diagonal
-            )
-            ((z**2).sum() + log).backward()
-    names = {func.name().split("::")[1] for func, _, _ in calls}
-    assert {"solve", "conv", "weight_grad"} <= names
-    for func, args, kwargs in calls:
-        detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
-        torch.library.opcheck(func, tuple(detached), kwargs)
-
-
-@diagonals
-@transposes
-@pytest.mark.parametrize("name", ["solve", "conv"])
-def test_compiled_forward_and_backward(name: str, transpose: bool, unit_diagonal: bool) -> None:
-    """One graph without a break, and the same bits as eager."""
-    y, weight, options = tensors("tr", 2, unit_diagonal, size=(4, 5))
-    function = operation(name, options, transpose)
-
-    def model(y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return function(torch.tanh(y), w).mul(2) + invconv.logabsdet(w, (4, 5), **options)
-
-    torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    eager_leaves, leaves = requires_grad(y, weight), requires_grad(y, weight)
-    expected, result = model(*eager_leaves), compiled(*leaves)
-    assert torch.equal(result, expected)
-    (expected**2).sum().backward()
-    (result**2).sum().backward()
-    for mine, other in zip(leaves, eager_leaves, strict=True):
-        assert torch.equal(mine.grad, other.grad)
-    with torch.no_grad():
-        assert torch.equal(compiled(y, weight), expected)
+# --- Calls that are wrong or odd ------------------------------------------------------------------
 
 
 def test_compiled_wrong_kinds_are_refused() -> None:
