@@ -157,7 +157,13 @@ def scaling_(
 
 @app.command()
 def overhead(
-    threads: Threads = 2, seconds: Seconds = 2.0, core: Core = True, save: Save = False
+    threads: Threads = 2,
+    seconds: Seconds = 2.0,
+    core: Core = True,
+    graphs: Annotated[
+        bool, typer.Option(help="Also compiled and exported, tiny and cifar-l1; minutes.")
+    ] = False,
+    save: Save = False,
 ) -> None:
     """Time a call on a tiny problem, (1, 4, 8, 8), from C++, numpy and torch."""
     run = _start(threads)
@@ -166,6 +172,10 @@ def overhead(
         figures = cpp.measure(["solve"], {"tiny": TINY}, [threads])
         rows["the core alone"] = {"us": figures.times[f"solve:tiny:{threads}"].median * 1e6}
     rows |= {name: {"us": time} for name, time in scaling.overhead(seconds).items()}
+    if graphs:
+        chosen = {"tiny": TINY, "cifar-l1": SHAPES["cifar-l1"]}
+        times = scaling.graph_overhead(chosen, seconds, "inductor")
+        rows |= {name: {"us": time} for name, time in times.items()}
     _show(report.OVERHEAD_TITLES, report.overhead_rows(rows), run)
     _keep("overhead", rows, run, save)
 

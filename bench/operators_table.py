@@ -23,12 +23,12 @@ PACKAGES = ("torch", "torchlpc", "philtorch", "causal-conv1d", "natten")
 # The first word that fits an error, from its text.
 REASONS = (
     ("timeout", "timeout"),
+    ("setup_context", "no torch.func"),
     ("double", "no double"),
     ("forward AD", "no forward mode"),
     ("forward-mode", "no forward mode"),
     ("jvp", "no forward mode"),
     ("vmap", "no vmap"),
-    ("setup_context", "no torch.func"),
     ("no registered operator", "not registered"),
     ("Unsupported", "graph break"),
     ("data-dependent", "graph break"),
@@ -88,23 +88,22 @@ def measure(
         left = list(entries)
         while left:
             command = [sys.executable, "-W", "ignore", "-m", "bench.operators_table", name, *left]
-            process = subprocess.Popen(
+            with subprocess.Popen(
                 command,
                 cwd=PAGE.parents[1],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-            )
-            assert process.stdout is not None
-            timer = _timer(process, patience)
-            for line in process.stdout:
-                if line.startswith(_MARK):
-                    timer.cancel()
-                    entry, result, error = line.removeprefix(_MARK).rstrip("\n").split("\t")
-                    left.remove(entry)
-                    yield name, entry, result, error
-                    timer = _timer(process, patience)
-            process.wait()
+            ) as process:
+                assert process.stdout is not None
+                timer = _timer(process, patience)
+                for line in process.stdout:
+                    if line.startswith(_MARK):
+                        timer.cancel()
+                        entry, result, error = line.removeprefix(_MARK).rstrip("\n").split("\t")
+                        left.remove(entry)
+                        yield name, entry, result, error
+                        timer = _timer(process, patience)
             late = not timer.is_alive()
             timer.cancel()
             if left:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,3 +94,77 @@ def overhead(seconds: float) -> dict[str, Any]:
     with torch.no_grad():
         times = interleaved({name: repeated(call) for name, call in calls.items()}, seconds)
     return {name: value.median / CALLS * 1e6 for name, value in times.items()}
+
+
+def graph_overhead(shapes: Mapping[str, Shape], seconds: float, backend: str) -> dict[str, Any]:
+    """Return microseconds of a solve, and of one with both gradients, in eager mode and in graphs.
+
+    Beside them torch's conv2d of the same shape. A graph is what ``torch.compile`` makes with
+    ``backend``, what ``torch.export`` makes of the solve alone, and, where there is a CUDA device
+    and we have kernels for it, a captured CUDA graph.
+    """
+    rows: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        y, weight = problem(shape)
+        functions: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
+            "solve": (invconv.solve, y),
+            "F.conv2d": (_conv2d, padded(y, shape.kernel)),
+        }
+        calls: dict[str, Callable[[], object]] = {}
+        torch.compiler.reset()  # else the second shape makes the graphs dynamic
+        for title, (function, images) in functions.items():
+            compiled: Callable[..., Tensor]
+            compiled = torch.compile(function, backend=backend, fullgraph=True)
+            for kind, call in (("eager", function), ("compiled", compiled)):
+                calls[f"{title}, {kind}"] = functools.partial(_forward, call, images, weight)
+                calls[f"{title} + gradients, {kind}"] = functools.partial(
+                    _with_gradients, call, images, weight
+                )
+        exported = torch.export.export(_Solve(), (y, weight)).module()
+        calls["solve, exported"] = functools.partial(_forward, exported, y, weight)
+        calls |= _cuda_graphs(y, weight)
+        for title, times in interleaved(calls, seconds).items():
+            rows[f"{name}: {title}"] = times.median * 1e6
+    return rows
+
+
+def _conv2d(images: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(images, weight)
+
+
+class _Solve(torch.nn.Module):
+    def forward(self, y: Tensor, weight: Tensor) -> Tensor:
+        return invconv.solve(y, weight)
+
+
+def _forward(function: Callable[..., Tensor], images: Tensor, weight: Tensor) -> Tensor:
+    with torch.no_grad():
+        return function(images, weight)
+
+
+def _with_gradients(
+    function: Callable[..., Tensor], images: Tensor, weight: Tensor
+) -> tuple[Tensor, ...]:
+    leaves = (images.detach().requires_grad_(), weight.detach().requires_grad_())
+    return torch.autograd.grad(function(*leaves).sum(), leaves)
+
+
+def _cuda_graphs(y: Tensor, weight: Tensor) -> dict[str, Callable[[], object]]:
+    if not torch.cuda.is_available() or invconv.build_info()["cuda_kernels"] == "no":
+        return {}
+    on_device = y.cuda(), weight.cuda()
+
+    def eager() -> None:
+        _forward(invconv.solve, *on_device)
+        torch.cuda.synchronize()
+
+    eager()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _forward(invconv.solve, *on_device)
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return {"solve, CUDA, eager": eager, "solve, CUDA graph": replay}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from bench import (
     floors,
     memory,
     operations,
+    operators_table,
     peers,
     plans,
     report,
@@ -30,7 +32,7 @@ from bench import (
     timing,
 )
 from bench.__main__ import app
-from bench.shapes import SHAPES, SQUARES, Shape
+from bench.shapes import SHAPES, SQUARES, TINY, Shape
 
 SMALL = Shape(3, 2, 5, 4, 3)
 
@@ -267,6 +269,62 @@ def test_scaling_and_overhead() -> None:
     figures = saved()
     assert set(figures["scaling"]["rows"]) == {"3x16x16", "3x32x32"}
     assert all(row["us"] > 0 for row in figures["overhead"]["rows"].values())
+
+
+def test_overhead_of_graphs() -> None:
+    """Eager, compiled and exported calls; inductor, the default, compiles for minutes."""
+    rows = scaling.graph_overhead({"tiny": TINY}, 0, "aot_eager")
+    kinds = ("eager", "compiled")
+    titles = [
+        f"{name}{suffix}" for name in ("solve", "F.conv2d") for suffix in ("", " + gradients")
+    ]
+    expected = {f"tiny: {title}, {kind}" for title in titles for kind in kinds}
+    assert expected | {"tiny: solve, exported"} <= set(rows)
+    assert all(time > 0 for time in rows.values())
+
+
+OPERATOR_RESULTS = [
+    ("invconv.logabsdet", "func.grad", "passes"),
+    ("invconv.logabsdet", "opcheck", "-"),
+    ("lfilter as in torchaudio", "func.grad", "fails (no torch.func)"),
+    ("lfilter as in torchaudio", "opcheck", "fails (not registered)"),
+]
+
+
+def test_operators() -> None:
+    """Of ours and of one that cannot do all: what passes, what fails and why."""
+    names = list(dict.fromkeys(name for name, _, _ in OPERATOR_RESULTS))
+    found = list(operators_table.measure(names, ["func.grad", "opcheck"], 600))
+    assert [(name, entry, result) for name, entry, result, _ in found] == OPERATOR_RESULTS
+    table: operators_table.Table = {}
+    for name, entry, result, error in found:
+        table.setdefault(name, {})[entry] = (result, error)
+    page = operators_table.page(table)
+    assert "| func.grad | passes | fails (no torch.func) |" in page
+    assert "AssertionError: no registered operator" in page
+
+
+@pytest.mark.parametrize(
+    ("code", "patience", "result", "error"),
+    [
+        ("os.kill(os.getpid(), 9)", 600, "fails (crash)", "exit status -9"),
+        ("time.sleep(600)", 5, "fails (timeout)", "longer than 5 s"),
+        ("raise ImportError('none here')", 600, "not installable", "ImportError: none here"),
+    ],
+)
+def test_operators_that_end_their_process(
+    code: str,
+    patience: float,
+    result: str,
+    error: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The next entry goes on in a new one."""
+    (tmp_path / "torchlpc.py").write_text(f"import os, time\n{code}\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    found = list(operators_table.measure(["torchlpc"], ["meta", "fake"], patience))
+    assert found == [("torchlpc", entry, result, error) for entry in ("meta", "fake")]
 
 
 def test_extra_memory_sees_copies_of_the_image() -> None:
