@@ -217,16 +217,17 @@ void plan_sums(Plan& plan, std::size_t element) {
   plan.units = narrowed(plan.batch * count(s.height, sums_rows) * count(s.width, plan.span), "bands of pixels");
 
   // Every device has that much shared memory.
-  constexpr std::size_t most_shared = 48 * 1024, unit_head = 24;
+  constexpr std::size_t most_shared = 48 * 1024;
   const int halo = plan.square - 1;
   const std::size_t unit =
-      unit_head + element * static_cast<std::size_t>(plan.inputs * sums_line(sums_rows + halo, plan.span + halo) +
-                                                     sums_outputs * plan.outputs * sums_line(sums_rows, plan.span));
+      sums_unit_bytes +
+      element * static_cast<std::size_t>(plan.inputs * sums_line(sums_rows + halo, plan.span + halo) +
+                                         sums_outputs * plan.outputs * sums_line(sums_rows, plan.span));
   plan.slices = std::min({sums_threads / pairs, static_cast<int>(most_shared / unit), plan.units});
   plan.threads = (plan.slices * pairs + 31) / 32 * 32;
   const std::size_t passed = product(sizeof(double), {sums_outputs, plan.square, plan.square, pairs, plan.slices / 2});
   const std::size_t slices = static_cast<std::size_t>(plan.slices);
-  plan.shared_bytes = std::max(slices * unit, slices * unit_head + passed);
+  plan.shared_bytes = std::max(slices * unit, slices * sums_unit_bytes + passed);
 
   // Two blocks for each processor of a large device, but no part without a unit for each of its threads, and a few
   // megabytes of sums at most, unless one part alone takes more.

@@ -97,6 +97,9 @@ inline constexpr int sums_chain = 256;
 /// Threads of a block of weight_grad, at most; rows of a unit, and outputs of a thread.
 inline constexpr int sums_threads = 256, sums_rows = 4, sums_outputs = 2;
 
+/// Of shared memory, for where a unit lies.
+inline constexpr std::size_t sums_unit_bytes = 24;
+
 /// Elements of a unit's channel, odd: threads that have units or channels side by side read different banks.
 constexpr int sums_line(int rows, int columns) { return rows * columns | 1; }
 

@@ -39,6 +39,7 @@ struct Unit {
   Index x, g;
   int row, column;
 };
+static_assert(sizeof(Unit) == sums_unit_bytes);
 
 /// The sums are [part][group][i][j][output][input]. At most sums_chain products follow each other in float.
 template <class T, int K>
