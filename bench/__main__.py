@@ -10,12 +10,12 @@ from typing import Annotated, Any
 try:
     import torch
     import typer
+    from invconv._core import has_cuda
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
     import invconv
-    from invconv._core import has_cuda
 
     from . import (
         capabilities,

@@ -8,8 +8,9 @@ from pathlib import Path
 from invconv import _core
 from invconv.cli._info import HOPPER_SHARED
 
-from .report import replace_section, table
+from .report import replace_section
 from .shapes import Shape
+from .tables import table
 
 BEGIN, END = "<!-- plans -->", "<!-- /plans -->"
 OPERATIONS = ("solve", "conv", "weight_grad")

@@ -17,6 +17,8 @@ const char* name(Kernel kernel) {
       return "solve_strips";
     case Kernel::direct:
       return "conv_direct";
+    case Kernel::tiles:
+      return "conv_tiles";
     case Kernel::sums:
       break;
   }
@@ -27,6 +29,7 @@ const char* name(Kernel kernel) {
 int launches(const Plan& plan) {
   switch (plan.kernel) {
     case Kernel::image:
+    case Kernel::tiles:
       return 1;
     case Kernel::block:
     case Kernel::direct:

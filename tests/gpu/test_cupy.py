@@ -26,7 +26,7 @@ def other_stream() -> Iterator[None]:
     stream.synchronize()
 
 
-def problem(dtype: str, channels: int = 12) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def problem(dtype: str, channels: int = 4) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     rng = np.random.default_rng(0)
     y = rng.standard_normal((3, channels, 17, 20)).astype(dtype)
     weight = 0.02 * rng.standard_normal((channels, channels, 3, 3))
@@ -42,7 +42,7 @@ def assert_same(result: Any, expected: np.ndarray[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("channels", [3, 12, 70])
+@pytest.mark.parametrize("channels", [3, 4, 70])  # not solve_image, whose bits are its own
 def test_the_bits_of_numpy(dtype: str, channels: int) -> None:
     y, weight = problem(dtype, channels)
     for function in (invconv.solve, invconv.conv):
