@@ -391,18 +391,22 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda t: t.contiguous(),
-    "channels_last": lambda t: (
-        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.mT.contiguous().mT
-    ),
-    "sliced": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
-}
+def _channels_last(tensor: Tensor) -> Tensor:
+    if tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
+
+
+def _sliced(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, tensor], -1).flatten(-2)[..., ::2]
+
+
+LAYOUTS = (Tensor.contiguous, _channels_last, _sliced)
 
 
 def opcheck(op: Operator) -> None:
     """``torch.library.opcheck`` of the registered operators, on three layouts."""
-    for lay_out in LAYOUTS.values():
+    for lay_out in LAYOUTS:
         with _Recorder() as recorder:
             result = op.function(*(lay_out(t) for t in op.leaves()))
             (result**2).sum().backward()

@@ -191,15 +191,15 @@ def _lfilter() -> Operator:
     return Operator(_lfilter_apply, _all_pole, functools.partial(_signals, 2))
 
 
-def _philtorch_lfilter(y: Tensor, a: Tensor) -> Tensor:
-    lfilter = importlib.import_module("philtorch.lti").lfilter
-    result: Tensor = lfilter(torch.ones_like(a[:1]), a, y)
-    return result
+def _without_zeros(lfilter: Callable[..., Tensor], y: Tensor, a: Tensor) -> Tensor:
+    return lfilter(torch.ones_like(a[:1]), a, y)
 
 
 def _philtorch() -> Operator:
-    importlib.import_module("philtorch")
-    return Operator(_philtorch_lfilter, _all_pole, functools.partial(_signals, 2))
+    # Bound, not looked up in the call: torch.compile does not trace an import.
+    lfilter = importlib.import_module("philtorch.lti").lfilter
+    function = functools.partial(_without_zeros, lfilter)
+    return Operator(function, _all_pole, functools.partial(_signals, 2))
 
 
 def _dense_causal_conv1d(x: Tensor, weight: Tensor) -> Tensor:
@@ -220,12 +220,6 @@ def _causal_conv1d() -> Operator:
 _WINDOW, _SCALE = 3, 0.5
 
 
-def _na1d(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    na1d = importlib.import_module("natten").na1d
-    result: Tensor = na1d(q, k, v, kernel_size=_WINDOW, scale=_SCALE)
-    return result
-
-
 def _dense_na1d(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of (batch, pixels, heads, features) in windows, at the ends moved inside."""
     pixels = torch.arange(q.shape[1])
@@ -244,8 +238,9 @@ def _na1d_inputs() -> tuple[Tensor, ...]:
 
 
 def _natten() -> Operator:
-    importlib.import_module("natten")
-    return Operator(_na1d, _dense_na1d, _na1d_inputs, (0, 1, 2))
+    na1d = importlib.import_module("natten").na1d
+    function = functools.partial(na1d, kernel_size=_WINDOW, scale=_SCALE)
+    return Operator(function, _dense_na1d, _na1d_inputs, (0, 1, 2))
 
 
 def _ours(name: str) -> Operator:

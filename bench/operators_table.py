@@ -22,22 +22,21 @@ PACKAGES = ("torch", "torchlpc", "philtorch", "causal-conv1d", "natten")
 
 # The first word that fits an error, from its text.
 REASONS = (
-    ("timeout", "timeout"),
     ("setup_context", "no torch.func"),
-    ("double", "no double"),
-    ("forward AD", "no forward mode"),
-    ("forward-mode", "no forward mode"),
+    ("suitable backend", "no backend"),
+    ("FlexAttention", "no backend"),
+    ("UnsupportedOperatorException", "no fake"),
+    ("running with fake tensors", "no fake"),
+    ("test_faketensor", "no fake"),
+    ("Meta tensors", "no meta"),
+    ("Unsupported:", "graph break"),
     ("jvp", "no forward mode"),
     ("vmap", "no vmap"),
+    ("batching rule", "no vmap"),
     ("no registered operator", "not registered"),
-    ("Unsupported", "graph break"),
-    ("data-dependent", "graph break"),
-    ("fake", "no fake"),
-    ("meta", "no meta"),
-    ("No backend", "no backend"),
     ("not close", "wrong values"),
     ("Jacobian mismatch", "wrong values"),
-    ("dtype", "dtype"),
+    ("not implemented for", "no dtype"),
 )
 
 
@@ -143,6 +142,7 @@ def page(table: Mapping[str, Mapping[str, tuple[str, str]]]) -> str:
         "(torchlpc, philtorch, and the formula of torchaudio's `lfilter`, written out in",
         "`bench/field.py`, since torchaudio has no build for this torch), a causal convolution,",
         "and a stencil. *not installable*: its import failed here; why stands at the end.",
+        "*graph break*: `torch.compile(fullgraph=True)` or `torch.export` cannot trace it.",
         "",
         "| | " + " | ".join(names) + " |",
         "|---|" + "---|" * len(names),
@@ -152,7 +152,8 @@ def page(table: Mapping[str, Mapping[str, tuple[str, str]]]) -> str:
         lines.append(f"| {entry} | " + " | ".join(cells) + " |")
     lines += ["", "## The entries", ""]
     for entry, check in capabilities.CAPABILITIES.items():
-        lines.append(f"- **{entry}**: {' '.join((check.__doc__ or '').split())}")
+        text = " ".join((check.__doc__ or "").split()).replace("``", "`")
+        lines.append(f"- **{entry}**: {text}")
     lines += [
         "",
         "`-`: the entry does not apply. `logabsdet` has no batch, and is a composition of torch's",
@@ -173,14 +174,15 @@ def page(table: Mapping[str, Mapping[str, tuple[str, str]]]) -> str:
             if error:
                 errors.setdefault(_shortened(error), []).append(entry if result else "")
         for error, where in errors.items():
-            affected = "all" if len(where) == len(table[name]) else ", ".join(where)
+            affected = "all" if len(where) == len(table[name]) else "; ".join(where)
             lines.append(f"- {name}, {affected}: `{error}`")
     return "\n".join(lines) + "\n"
 
 
 def _shortened(error: str) -> str:
     # Paths and addresses differ from machine to machine.
-    plain = re.sub(r"(/[\w.+-]+){2,}/", "", error).replace("`", "'")
+    plain = re.sub(r"https?://\S+", "...", error)
+    plain = re.sub(r"(/[\w.+-]+){2,}/", "", plain).replace("`", "'")
     plain = re.sub(r"0x[0-9a-f]+", "0x...", plain)
     return plain if len(plain) <= 160 else plain[:157] + "..."
 

@@ -108,7 +108,7 @@ def conv(
 
     Args:
         x: Images of shape (B, C, H, W) or (C, H, W), as ``y`` in :func:`solve`.
-        weight: As in :func:`solve`.
+        weight: Of shape (C, C/groups, kh, kw) or (B, C, C/groups, kh, kw), as in :func:`solve`.
         corner: As in :func:`solve`.
         unit_diagonal: As in :func:`solve`.
         groups: As in :func:`solve`.
@@ -156,9 +156,9 @@ def weight_grad(
 
     Returns:
         An array of shape (C, C/groups, kh, kw), or (B, C, C/groups, kh, kw) with ``per_sample``, of
-        the kind and dtype of ``x``. Its bits do not
-        depend on the number of threads or the strides. Where ``g`` is not finite, taps that reach
-        beyond the image there may come out as NaN, as in ``F.conv2d``.
+        the kind and dtype of ``x``. Its bits do not depend on the number of threads or the strides.
+        Where ``g`` is not finite, taps that reach beyond the image there may come out as NaN, as in
+        ``F.conv2d``.
 
     Raises:
         TypeError: If an argument is of another kind or dtype.

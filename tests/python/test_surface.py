@@ -109,7 +109,7 @@ def test_signatures() -> None:
     expected = {
         "solve": f"(y, weight, {shared}, transpose=False, out=None)",
         "conv": f"(x, weight, {shared}, transpose=False, out=None)",
-        "weight_grad": f"(x, g, kernel_size, {shared})",
+        "weight_grad": f"(x, g, kernel_size, {shared}, per_sample=False)",
         "logabsdet": f"(weight, size, {shared})",
         "growth": f"(weight, size, {shared})",
         "get_num_threads": "()",
