@@ -181,7 +181,8 @@ def weight_grad(
     _check.same_dtype(function, "x", _dtype_name(x_), "g", _dtype_name(g_))
     channels = x_.shape[-3]
     groups = _check.groups_of(function, groups, channels)
-    shape = (channels, channels // groups, *_check.kernel_size(function, kernel_size))
+    shape: tuple[int, ...] = (channels, channels // groups)
+    shape += _check.kernel_size(function, kernel_size)
     if _check.boolean(function, "per_sample", per_sample):
         _check.batch_of_images(function, "x", x_.shape)
         shape = (len(x_), *shape)

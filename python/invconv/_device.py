@@ -223,7 +223,8 @@ def weight_grad(
         _check.same_dtype(function, "x", x_.dtype, "g", g_.dtype)
         channels = x_.shape[-3]
         groups = _check.groups_of(function, groups, channels)
-        shape = (channels, channels // groups, *_check.kernel_size(function, kernel_size))
+        shape: tuple[int, ...] = (channels, channels // groups)
+        shape += _check.kernel_size(function, kernel_size)
         if _check.boolean(function, "per_sample", per_sample):
             _check.batch_of_images(function, "x", x_.shape)
             shape = (x_.shape[0], *shape)

@@ -247,7 +247,7 @@ def _workspace(function: str, images: Tensor, weight: torch.Size, groups: int) -
     dtype = _dtype_name(images)
     if images.dim() == 4 and len(weight) in (4, 5) and dtype in _check.DTYPES:
         shapes = (tuple(images.shape), tuple(weight))
-        _check.fitting_weight(function, shapes[1], *images.shape[:2], groups)
+        _check.fitting_weight(function, shapes[1], images.shape[0], images.shape[1], groups)
         size = _core.workspace_size(function, dtype, *shapes, groups, images.device.index)
     return torch.empty(size, dtype=torch.uint8, device=images.device)
 
@@ -276,7 +276,8 @@ def _raw_weight_grad(
 
 def _fake_filter(function: str, images: Tensor, weight: Tensor, *options: Any) -> Tensor:
     corner, _, groups, _ = options
-    _check.fitting_weight(function, tuple(weight.shape), *images.shape[:2], groups)
+    batch, channels, *_ = images.shape
+    _check.fitting_weight(function, tuple(weight.shape), batch, channels, groups)
     _check.fitting_corners(function, tuple(corner.split(",")), groups)
     return torch.empty_like(images)
 
@@ -617,7 +618,8 @@ def _weight_grad(x: Tensor, g: Tensor, *options: Any) -> Tensor:
 
 def _weight_grad_like(weight: Tensor, x: Tensor, g: Tensor, *options: Any) -> Tensor:
     """The derivative with respect to this weight, or to one for each image."""
-    return _weight_grad(x, g, *weight.shape[-2:], *options, weight.dim() == 5)
+    result: Tensor = _weight_grad(x, g, *weight.shape[-2:], *options, weight.dim() == 5)
+    return result
 
 
 # ---- the functions behind invconv.solve and its fellows ------------------------------------------
