@@ -10,7 +10,6 @@ from typing import Annotated, Any
 try:
     import torch
     import typer
-    from invconv._core import has_cuda
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -215,7 +214,7 @@ def plans_(
     save: Annotated[bool, typer.Option("--save", help="Put the table into docs/cuda.md.")] = False,
 ) -> None:
     """Show which CUDA kernel each standard shape takes, in float32; no device is needed."""
-    if not has_cuda():
+    if invconv.build_info()["cuda_kernels"] == "no":
         console.print("this build has no CUDA kernels: build it where nvcc is found")
         raise typer.Exit(1)
     _say([plans.section(SHAPES)])

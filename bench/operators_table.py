@@ -143,6 +143,8 @@ def page(table: Mapping[str, Mapping[str, tuple[str, str]]]) -> str:
         "`bench/field.py`, since torchaudio has no build for this torch), a causal convolution,",
         "and a stencil. *not installable*: its import failed here; why stands at the end.",
         "*graph break*: `torch.compile(fullgraph=True)` or `torch.export` cannot trace it.",
+        "natten has FlexAttention alone on the CPU: no float64 and no backward;",
+        "causal-conv1d's build looks for a CUDA compiler.",
         "",
         "| | " + " | ".join(names) + " |",
         "|---|" + "---|" * len(names),

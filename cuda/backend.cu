@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 
 #include "conv_direct.cuh"
 #include "conv_tiles.cuh"
@@ -40,7 +41,8 @@ void for_groups(const std::vector<Source>& all, Each&& each) {
 
 unsigned blocks(Index count) {
   if (count > std::numeric_limits<int>::max()) {
-    throw Error("[cuda] expected a problem of fewer than 2^31 thread blocks; split its batch");
+    throw Error("[cuda] expected a problem of fewer than 2^31 thread blocks, but got " + std::to_string(count) +
+                "; split its batch");
   }
   return static_cast<unsigned>(count);
 }
@@ -136,10 +138,10 @@ void launch_tiles(const Plan& plan, const Filter<T>& problem, void* stream) {
   const auto count = [](int all, int of_each) { return (Index{all} + of_each - 1) / of_each; };
   const Index per_image = count(s.width, plan.tile_width) * count(s.height, tile_rows * plan.row_groups) *
                           count(s.channels, tile_outputs * plan.output_groups);
-  const int threads = (plan.tile_width * plan.row_groups * plan.output_groups + 31) / 32 * 32;
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     launch(conv_tiles<T>,
-           {blocks(plan.batch * groups.count * per_image), static_cast<unsigned>(threads), plan.tile_bytes, stream},
+           {blocks(plan.batch * groups.count * per_image), static_cast<unsigned>(plan.tile_threads()), plan.tile_bytes,
+            stream},
            groups, TilesShape{s, plan.tile_width, plan.row_groups, plan.output_groups}, plan.batch);
   });
 }

@@ -49,8 +49,10 @@ PlanInfo describe(Operation operation, const Sizes& sizes, const Cuda& execution
   const Device device{shared_bytes > 0 ? shared_bytes : most_shared_bytes(execution.device)};
   const Plan chosen = plan(device, operation, clipped(sizes), true, sizeof(Arithmetic<T>));
   constexpr int most = Groups<FilterGroup<T>>::most;
-  return {name(chosen.kernel), chosen.threads, launches(chosen) * ((chosen.groups + most - 1) / most),
-          chosen.shared_bytes, chosen.workspace_bytes()};
+  const bool is_tiles = chosen.kernel == Kernel::tiles;
+  return {name(chosen.kernel), is_tiles ? chosen.tile_threads() : chosen.threads,
+          launches(chosen) * ((chosen.groups + most - 1) / most), is_tiles ? chosen.tile_bytes : chosen.shared_bytes,
+          chosen.workspace_bytes()};
 }
 
 #define INVCONV_INSTANTIATE(T) template PlanInfo describe<T>(Operation, const Sizes&, const Cuda&, std::size_t);

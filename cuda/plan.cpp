@@ -214,7 +214,7 @@ void plan_sums(Plan& plan, std::size_t element) {
   const int pairs = plan.inputs * plan.outputs;
   plan.span = pieces(s.width, pairs > 16 ? 16 : 8);
   const auto count = [](int all, int of_each) { return (std::int64_t{all} + of_each - 1) / of_each; };
-  plan.units = narrowed(plan.batch * count(s.height, sums_rows) * count(s.width, plan.span), "bands of pixels");
+  plan.units = narrowed(plan.batch * count(s.height, sums_rows) * count(s.width, plan.span), "units of pixels");
 
   // Every device has that much shared memory.
   constexpr std::size_t most_shared = 48 * 1024;

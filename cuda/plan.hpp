@@ -71,6 +71,7 @@ struct Plan {
   // Bytes of the workspace, from its beginning: what is cleared first, packed weights, and the rest.
   std::size_t cleared_bytes = 0, weight_bytes = 0, rest_bytes = 0;
 
+  int tile_threads() const { return (tile_width * row_groups * output_groups + 31) / 32 * 32; }
   std::size_t workspace_bytes() const { return cleared_bytes + weight_bytes + rest_bytes; }
 };
 

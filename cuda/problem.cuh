@@ -3,9 +3,9 @@
 // What kernels are handed: the groups' arrays in a form that fits among a kernel's parameters, storage types, and the
 // order of operations.
 //
-// The order of operations that makes one output of solve and conv is that of the CPU kernels (cpu/kernels.hpp), and
-// every product is added by one fused operation: results have the bits of a CPU with fused products, and no kernel,
-// batch or stream changes a bit. Taps outside the image are left out everywhere.
+// The order of operations that makes one output of solve and conv is that of the CPU kernels (cpu/kernels.hpp) in all
+// kernels but solve_image, and every product is added by one fused operation: results have the bits of a CPU with fused
+// products. No batch or stream changes a bit of any. Taps outside the image are left out everywhere.
 
 #include <cstdint>
 #include <vector>

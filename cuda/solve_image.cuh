@@ -11,7 +11,7 @@
 // An output's sum is the own value, then the parts in their order, then the channels of the pixel upwards: by the
 // shape alone, but another order than the CPU's. No product passes through more roundings than there are terms.
 
-#include "packed_weight.cuh"
+#include "problem.cuh"
 
 namespace invconv::detail::cuda {
 

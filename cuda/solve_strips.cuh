@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(32, 1)
 
   // A chunk of columns in passing, of the image and of the strip above: a lane has one column of some rows.
   const int own_column = lane % Chunk, own_row = lane / Chunk;
-  A coming[C][V / RowsAtOnce], coming_edge[(Edge + Lanes - 1) / Lanes];
+  A coming[C][V / RowsAtOnce], coming_edge[(Edge + Lanes - 1) / Lanes] = {};
   unsigned seen = 0;  // of the strip above's progress
   const auto fetch = [&](int chunk) {
     const int column = chunk * Chunk + own_column;

@@ -49,7 +49,7 @@ def gpu(
         ROOT / "bench" / "results"
     ),
     commit: Annotated[
-        str | None, typer.Option(help="What is measured, where this is a copy without git's data.")
+        str | None, typer.Option(help="The commit that is measured, where git cannot tell.")
     ] = None,
 ) -> None:
     """Build, test, check and measure on an NVIDIA GPU; keep the figures in nvidia-<name>.json."""

@@ -69,7 +69,8 @@ Execution settled(const char* function, const Execution& execution) {
 
 void refuse_weights_on_cuda(const Sizes& sizes) {
   if (sizes.weights > 1) {
-    throw Error("[cuda] one weight for each image is not supported on CUDA; call once for each image");
+    throw Error("[cuda] expected one weight for all images, but got one for each of " + std::to_string(sizes.weights) +
+                "; call once for each image");
   }
 }
 

@@ -374,8 +374,10 @@ auto with_names(const char* function, std::string_view operation, std::string_vi
   const auto found = std::find(std::begin(names), std::end(names), operation);
   const auto type = find_type(dtype);
   if (found == std::end(names) || !type) {
-    throw nb::value_error(
-        ("[" + std::string(function) + "] expected the names of an operation and of a dtype").c_str());
+    throw nb::value_error(("[" + std::string(function) +
+                           "] expected the names of an operation and of a dtype, but got " + std::string(operation) +
+                           " and " + std::string(dtype))
+                              .c_str());
   }
   const auto which = static_cast<invconv::Operation>(found - std::begin(names));
   return with_type(*type, [&](auto zero) { return body(which, zero); });

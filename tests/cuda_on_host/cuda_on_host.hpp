@@ -69,6 +69,8 @@ const Counts& last_launch();
 
 /// Of all calls so far: of kernels, and of clear().
 inline int launches = 0;
+inline unsigned latest_threads = 0;
+inline std::size_t latest_shared_bytes = 0;
 
 /// Where a kernel calls: as a default argument, here() is evaluated there.
 struct Place {
@@ -150,6 +152,8 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& launch, Arguments&&... arguments) {
   static_assert((!std::is_reference_v<Parameters> && ...), "a kernel's parameters are passed by value");
   ++cuda_on_host::launches;
+  cuda_on_host::latest_threads = launch.threads;
+  cuda_on_host::latest_shared_bytes = launch.shared_bytes;
   cuda_on_host::run(launch.blocks, launch.threads, launch.shared_bytes, [&] { kernel(arguments...); });
 }
 

@@ -45,6 +45,10 @@ TEST(Describe, LaunchesAreCounted) {
         weight_grad<float>(a.view(), a.view(), weight.view(), problem.options, workspace, Cuda{});
       }
       EXPECT_EQ(info.launches, cuda_on_host::launches - before) << info.kernel;
+      if (operation != Operation::weight_grad) {  // whose last launch is the lesser one
+        EXPECT_EQ(static_cast<unsigned>(info.threads), cuda_on_host::latest_threads) << info.kernel;
+        EXPECT_EQ(info.shared_bytes, cuda_on_host::latest_shared_bytes) << info.kernel;
+      }
     }
   }
 }

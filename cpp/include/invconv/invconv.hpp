@@ -135,8 +135,8 @@ template <class T, std::same_as<WeightsShape> Weights>
 std::size_t workspace_size(Operation operation, const Shape& image, const Weights& weights, const Options& options,
                            const Execution& execution);
 
-// Each operation comes in two forms: with one weight for all images, and with one for each of them. The second has the
-// same bits as a call for each image.
+// Each operation comes in two forms: with one weight for all images, and with one for each of them, on the CPU alone.
+// The second has the same bits as a call for each image.
 
 /// x = M^-1 y, or M^-T y. y and x: (B, C, H, W); weight: (C, C/groups, kh, kw), or (B, C, C/groups, kh, kw). x may be y
 /// itself, in place; any other overlap of x with y gives wrong results. Cost: 2 B H W C (C/groups) kh kw operations.
