@@ -140,8 +140,8 @@ void launch_tiles(const Plan& plan, const Filter<T>& problem, void* stream) {
                           count(s.channels, tile_outputs * plan.output_groups);
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     launch(conv_tiles<T>,
-           {blocks(plan.batch * groups.count * per_image), static_cast<unsigned>(plan.tile_threads()), plan.tile_bytes,
-            stream},
+           {blocks(Index{plan.batch} * groups.count * per_image), static_cast<unsigned>(plan.tile_threads()),
+            plan.tile_bytes, stream},
            groups, TilesShape{s, plan.tile_width, plan.row_groups, plan.output_groups}, plan.batch);
   });
 }

@@ -122,18 +122,19 @@ bool plan_image(Plan& plan, const Device& device, std::size_t element) {
       std::max({groups_of_outputs * variant.outputs, groups_of_inputs * variant.inputs, variant.substituted}));
   // From a row to the next on a diagonal it is a row less a pixel.
   const std::int64_t row = std::int64_t{s.width} * image.pitch;
-  image.row_pitch = narrowed(row + ((row - image.pitch) / 4 % 2 == 0 ? 4 : 0), "elements of a row");
+  const std::int64_t row_pitch = row + ((row - image.pitch) / 4 % 2 == 0 ? 4 : 0);
   // The weight takes the place of the parts before there are any.
   const std::int64_t parts = 2 * std::int64_t{image.slices} * s.height * image.pitch;
   const std::int64_t weight = std::int64_t{variant.taps * variant.taps - 1} * groups_of_inputs * variant.inputs *
                               groups_of_outputs * variant.outputs;
-  const std::int64_t elements = std::int64_t{s.height} * image.row_pitch +
+  const std::int64_t elements = s.height * row_pitch +
                                 std::int64_t{std::max(variant.substituted, s.channels)} * image.pitch +
                                 std::max(parts, weight);
   image.shared_bytes = product(element, {elements});
   if (image.shared_bytes > device.shared_bytes) {
     return false;
   }
+  image.row_pitch = static_cast<int>(row_pitch);
   image.threads = (image.row_groups * image.row_threads + 31) / 32 * 32 + substituting;
   plan = image;
   return true;

@@ -687,6 +687,13 @@ TEST(Plans, DoNotDependOnTheBatch) {
   }
 }
 
+TEST(Plans, ARowOfAnyLengthHasAKernel) {
+  most_shared_bytes = 227 * 1024;
+  const Problem problem = make_problem({1, 12, 3, 90'000'000}, 3, 3, {});
+  EXPECT_EQ(plan_of<float>(Operation::solve, problem).kernel, Kernel::block);
+  most_shared_bytes = 48 * 1024;
+}
+
 TEST(Plans, RefuseWhatKernelsCannotCount) {
   EXPECT_THROW(plan_of<float>(Operation::solve, make_problem({1, 1, 1, Index{1} << 31}, 1, 1, {})), Error);
 }

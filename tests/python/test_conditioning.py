@@ -131,6 +131,17 @@ def test_wrong_contexts(name: str, context: Tensor | None) -> None:
             function(images(), context)
 
 
+def test_autocast_with_a_half_type() -> None:
+    torch.manual_seed(0)
+    spline = RationalQuadraticSpline(2, context_features=3)
+    x, context = torch.randn(2, 2, 3, 3, dtype=torch.bfloat16), torch.randn(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, _ = spline(x, context)
+    expected, _ = spline(x.float(), context.bfloat16().float())
+    # Computed in float32 and stored once: half of bfloat16's eps, and as much again for ties.
+    torch.testing.assert_close(z.float(), expected, rtol=2**-8, atol=0)
+
+
 def test_wrong_arguments() -> None:
     for build_layer in (
         lambda: AffineCoupling(4, context_features=-1),

@@ -38,6 +38,7 @@ from invconv.flows import (
     Squeeze,
     StandardNormal,
 )
+from invconv.interop._bijection import result_shape
 from invconv.nn import InverseConv2d
 
 LIBRARIES = ("distributions", "freia", "nflows", "normflows", "pyro", "survae", "zuko")
@@ -478,6 +479,16 @@ def test_survae() -> None:
 
 
 # --- other bijections ---------------------------------------------------------------------------
+
+
+def test_a_shape_is_found_without_initialising(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: ActNorm, x: Tensor) -> None:
+        raise AssertionError("under torch.distributed this waits for the other processes")
+
+    monkeypatch.setattr(ActNorm, "_initialize", refuse)
+    norm = ActNorm(2)
+    assert result_shape(norm, norm, (2, 3, 3), None) == (2, 3, 3)
+    assert norm.training
 
 
 @pytest.mark.parametrize("name", ["nflows", "normflows"])

@@ -243,6 +243,32 @@ def test_replaced_parameters_are_refused() -> None:
         loss.backward()
 
 
+def test_hooks_are_refused() -> None:
+    flow = Reversible([ActNorm(2), InverseConvolution(2)])
+    flow.layers[0].log_std.register_hook(lambda grad: 2 * grad)
+    z, _ = flow(torch.randn(2, 2, 3, 3))
+    with pytest.raises(RuntimeError, match=r"^\[Reversible\] expected parameters without hooks"):
+        z.sum().backward()
+
+
+def test_the_way_back_of_an_inverse_does_not_initialise() -> None:
+    torch.manual_seed(0)
+    z = 5 + 2 * torch.randn(4, 2, 3, 3)
+    found = []
+    for kind in (Sequential, Reversible):
+        torch.manual_seed(1)
+        flow = kind([ActNorm(2), InverseConvolution(2)]).train()
+        leaf = z.clone().requires_grad_()
+        x, logabsdet = flow.inverse(leaf)
+        (x.square().sum() + logabsdet.sum()).backward()
+        norm = flow.layers[0]
+        assert norm.training and not norm.initialized and not norm.mean.any()
+        assert leaf.grad is not None
+        found.append([leaf.grad, *(p.grad for p in flow.parameters())])
+    for plain, reversible in zip(*found, strict=True):
+        torch.testing.assert_close(reversible, plain)
+
+
 def test_dequantization_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^\[Reversible\] expected .* but got Dequantization"):
         Reversible([Sequential([Dequantization()])])

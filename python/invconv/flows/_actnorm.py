@@ -1,5 +1,8 @@
 """Activation normalization."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -67,6 +70,19 @@ class ActNorm(Bijection):
 
     def _log_volume(self, x: Tensor) -> Tensor:
         return x.shape[-2] * x.shape[-1] * self.log_std.sum()
+
+
+@contextlib.contextmanager
+def never_initialising(module: torch.nn.Module) -> Iterator[None]:
+    """No ActNorm in ``module`` initialises, nor speaks to other processes to that end."""
+    norms = [m for m in module.modules() if isinstance(m, ActNorm) and m.training]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
 
 
 def _common_std_mean(x: Tensor) -> tuple[Tensor, Tensor] | None:

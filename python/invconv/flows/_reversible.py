@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from invconv.flows._actnorm import never_initialising
 from invconv.flows._bijection import Bijection, Sequential
 from invconv.flows._preprocessing import Dequantization
 
@@ -32,7 +33,8 @@ class Reversible(Sequential):
         ValueError: a layer is, or holds, a :class:`Dequantization`, whose input cannot be found
             again.
         RuntimeError: in the backward pass: with ``create_graph=True``, for it has no second
-            derivative; or if a parameter was replaced or changed in place since ``forward``.
+            derivative; if a parameter was replaced or changed in place since ``forward``; or if one
+            has a hook (:meth:`torch.Tensor.register_hook`), which would run twice.
 
     Example:
         >>> import torch
@@ -108,6 +110,11 @@ class _Recompute(torch.autograd.Function):
             raise RuntimeError(
                 "[Reversible] expected the parameters of the forward pass, but they were replaced"
             )
+        if any(parameter._backward_hooks for parameter in ctx.parameters):
+            raise RuntimeError(
+                "[Reversible] expected parameters without hooks, which would run twice; "
+                "register_post_accumulate_grad_hook adds one that runs once"
+            )
         if context is not None:
             context = context.detach().requires_grad_(ctx.needs_input_grad[2])
         grad, grad_logabsdet = grads
@@ -132,7 +139,8 @@ def _undo(
 ) -> tuple[Tensor, Tensor]:
     """A layer's input and the gradient there; adds the others to ``totals``, by the tensor's id."""
     there, back = maps
-    x = back(z, context)[0].detach().requires_grad_()
+    with never_initialising(layer):  # an inverse's way back is forward
+        x = back(z, context)[0].detach().requires_grad_()
     with torch.enable_grad():
         results = there(x, context)
     wanted: list[Tensor] = [
@@ -168,8 +176,10 @@ def _autocast(
 def _kept_buffers(flow: Reversible) -> Iterator[None]:
     """The buffers are afterwards as they were before."""
     before = [(buffer, buffer.clone()) for buffer in flow.buffers()]
-    yield
-    for buffer, value in before:
-        # To write the same values again would spoil other graphs that keep the buffer.
-        if not torch.equal(buffer, value):
-            buffer.copy_(value)
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            # To write the same values again would spoil other graphs that keep the buffer.
+            if not torch.allclose(buffer, value, rtol=0, atol=0, equal_nan=True):
+                buffer.copy_(value)

@@ -95,7 +95,7 @@ class RationalQuadraticSpline(Bijection):
             free = torch.cat([self.widths, self.heights, self.derivatives], 1)
             if self.embed is not None:
                 condition = check_context(self, x, context, self.embed.in_features)
-                offset = self.embed(condition).unflatten(1, free.shape)
+                offset = self.embed(condition.to(self.embed.weight.dtype)).unflatten(1, free.shape)
                 free = (free + offset).flatten(0, 1)
             return self._pick(v, self._table(free), on_y)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from invconv.flows import Bijection
+from invconv.flows._actnorm import never_initialising
 
 
 def check_bijection(name: str, bijection: Bijection) -> Bijection:
@@ -30,6 +31,6 @@ def result_shape(
     """The shape ``(C, H, W)`` that a direction of a bijection makes of ``shape``."""
     like = next(bijection.parameters(), torch.empty(0))
     context = None if context_features is None else like.new_empty(0, context_features)
-    # No images: nothing is computed, and an ActNorm does not initialise.
-    with torch.no_grad():
+    # No images: nothing is computed.
+    with torch.no_grad(), never_initialising(bijection):
         return tuple(function(like.new_empty(0, *shape), context)[0].shape[1:])
