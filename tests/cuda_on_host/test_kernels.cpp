@@ -311,7 +311,7 @@ TYPED_TEST(Kernels, BothGradients) {
 }
 
 TEST(Workspace, OfADeviceIsTheCallers) {
-  const Problem problem = make_problem({1, 1, 40, 4}, 3, 3, {});
+  const Problem problem = make_problem({1, 1, 70, 4}, 3, 3, {});
   const Array<float> y(problem.image), weight(problem.weight), x(problem.image);
   const std::size_t bytes = workspace_size<float>(Operation::solve, problem.image, problem.weight, {}, Cuda{});
   ASSERT_GT(bytes, 0u);
