@@ -15,7 +15,9 @@ View<T, 5> stacked(const View<T>& all, const Shape& images) {
 
 template <class T>
 View<T> image_of(View<T> batch, Index image) {
-  batch.data += image * batch.stride[0];
+  if (batch.data != nullptr) {  // as that of empty images is
+    batch.data += image * batch.stride[0];
+  }
   batch.shape[0] = 1;
   return batch;
 }
