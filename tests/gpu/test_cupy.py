@@ -37,8 +37,8 @@ def assert_same(result: Any, expected: np.ndarray[Any, Any]) -> None:
     assert type(result) is cupy.ndarray and result.dtype == expected.dtype
     if FUSED:
         np.testing.assert_array_equal(result.get(), expected)
-    else:
-        np.testing.assert_allclose(result.get(), expected, rtol=1e-3, atol=1e-3)
+    else:  # a CPU that rounds twice: within some roundings of float16, the coarsest type here
+        np.testing.assert_allclose(result.get(), expected, rtol=2**-10, atol=2**-10)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -122,4 +122,4 @@ def test_a_second_device() -> None:
         there, weight_ = cupy.asarray(y), cupy.asarray(weight)
     result = invconv.solve(there, weight_)
     assert result.device.id == 1
-    np.testing.assert_allclose(result.get(), invconv.solve(y, weight), rtol=1e-5, atol=1e-5)
+    assert_same(result, invconv.solve(y, weight))
