@@ -25,6 +25,8 @@
 #include <variant>
 
 #include "invconv/invconv.hpp"
+#include "jax.hpp"
+#include "types.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -94,8 +96,6 @@ bool read(nb::handle corner, nb::handle unit_diagonal, nb::handle groups, invcon
 }
 
 // ---- arrays -------------------------------------------------------------------------------------------------------
-
-enum class Type { float16, bfloat16, float32, float64 };
 
 std::optional<Type> find_type(std::string_view name) {
   constexpr std::string_view names[] = {"float16", "bfloat16", "float32", "float64"};
@@ -254,22 +254,6 @@ class Array {
   Extents shape_{}, stride_{};
   bool plain_ = false;
 };
-
-/// Calls `body` with a value of the storage type.
-template <class Body>
-auto with_type(Type type, Body&& body) {
-  switch (type) {
-    case Type::float16:
-      return body(invconv::float16{});
-    case Type::bfloat16:
-      return body(invconv::bfloat16{});
-    case Type::float32:
-      return body(float{});
-    case Type::float64:
-      break;
-  }
-  return body(double{});
-}
 
 /// Where a call runs: on the CPU for None, on a CUDA device for a tuple (device, stream, address and bytes of the
 /// workspace).
@@ -573,6 +557,10 @@ NB_MODULE(_core, m) {
   m.def("cuda_info", &invconv::cuda_info, "CUDA in this build and on this machine.");
   m.def("cuda_devices", &invconv::cuda_devices, "How many CUDA devices there are.");
   m.def("synchronize", &synchronize, "device"_a, "stream"_a, "Wait until what was put on a stream is done.");
+  m.def("jax_ffi_version", &jax_ffi_version,
+        "The version of XLA's foreign function interface that jax_handlers() is for; empty in a build without it.");
+  m.def("jax_handlers", &jax_handlers, nb::sig("def jax_handlers() -> dict[str, object]"),
+        "The operations on the CPU as capsules for jax.ffi, by name; none in a build without it.");
   m.def("has_cuda", &invconv::has_cuda, "Whether this build has CUDA kernels; it does not look for a device.");
   m.def("num_threads", &invconv::num_threads, "The number of threads that a call may use.");
   m.def("set_num_threads", &invconv::set_num_threads, "threads"_a, "Set the number of threads that a call may use.");

@@ -413,6 +413,8 @@ def dlpack_device(function: str, name: str, array: Any) -> tuple[int, int]:
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
         is_list = isinstance(array, (list, tuple))
         hint = f"; np.asarray({name}, dtype=np.float32) makes one" if is_list else ""
+        if type(array).__module__.startswith("jax."):
+            hint = "; invconv.jax has this function for traced arrays"
         raise TypeError(
             f"[{function}] expected {name} to be a numpy array, a torch tensor or another array "
             f"that speaks DLPack, but got {type(array).__name__}{hint}"

@@ -40,10 +40,13 @@ def build_info() -> dict[str, str]:
     Returns:
         ``version``; ``instruction_set``, the CPU kernels in use (``"avx512"``, ``"avx2"``,
         ``"neon"`` or ``"baseline"``; the environment's ``INVCONV_ISA`` forces one);
-        ``cuda_kernels``, whether it has them (``"yes"`` or ``"no"``), with or without a device.
+        ``cuda_kernels``, whether it has them (``"yes"`` or ``"no"``), with or without a device;
+        ``jax``, the version of XLA's foreign function interface that ``invconv.jax`` is for, or
+        ``"no"``.
     """
     return {
         "version": _core.version(),
         "instruction_set": _core.instruction_set(),
         "cuda_kernels": "yes" if _core.has_cuda() else "no",
+        "jax": _core.jax_ffi_version() or "no",
     }

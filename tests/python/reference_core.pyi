@@ -1,6 +1,7 @@
 # ruff: noqa
 # fmt: off
 # The stub of the compiled module as it was generated; test_stubs.py compares it with the installed one.
+
 """The compiled core of invconv. Use the functions of the package itself."""
 
 
@@ -109,6 +110,16 @@ def cuda_devices() -> int:
 
 def synchronize(device: int, stream: int) -> None:
     """Wait until what was put on a stream is done."""
+
+def jax_ffi_version() -> str:
+    """
+    The version of XLA's foreign function interface that jax_handlers() is for; empty in a build without it.
+    """
+
+def jax_handlers() -> dict[str, object]:
+    """
+    The operations on the CPU as capsules for jax.ffi, by name; none in a build without it.
+    """
 
 def has_cuda() -> bool:
     """Whether this build has CUDA kernels; it does not look for a device."""
