@@ -77,13 +77,6 @@ def overhead(seconds: float) -> dict[str, Any]:
         "F.conv2d": lambda: F.conv2d(inputs, weight),
     }
 
-    def repeated(call: Callable[[], object]) -> Callable[[], object]:
-        def run() -> None:
-            for _ in range(CALLS):
-                call()
-
-        return run
-
     def gradients(function: Callable[[Tensor, Tensor], Tensor], images: Tensor) -> None:
         leaves = (images.detach().requires_grad_(), weight.detach().requires_grad_())
         with torch.enable_grad():
@@ -92,7 +85,20 @@ def overhead(seconds: float) -> dict[str, Any]:
     calls["torch, both gradients"] = lambda: gradients(invconv.solve, y)
     calls["F.conv2d, both gradients"] = lambda: gradients(F.conv2d, inputs)
     with torch.no_grad():
-        times = interleaved({name: repeated(call) for name, call in calls.items()}, seconds)
+        return _microseconds(calls, seconds)
+
+
+def _microseconds(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """The median time of each call, in loops of its own."""
+
+    def repeated(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> None:
+            for _ in range(CALLS):
+                call()
+
+        return run
+
+    times = interleaved({name: repeated(call) for name, call in calls.items()}, seconds)
     return {name: value.median / CALLS * 1e6 for name, value in times.items()}
 
 
@@ -100,8 +106,8 @@ def graph_overhead(shapes: Mapping[str, Shape], seconds: float, backend: str) ->
     """Return microseconds of a solve, and of one with both gradients, in eager mode and in graphs.
 
     Beside them torch's conv2d of the same shape. A graph is what ``torch.compile`` makes with
-    ``backend``, what ``torch.export`` makes of the solve alone, and, where there is a CUDA device
-    and we have kernels for it, a captured CUDA graph.
+    ``backend``, and what ``torch.export`` makes of the solve alone. (``python -m bench gpu`` times
+    CUDA graphs.)
     """
     rows: dict[str, Any] = {}
     for name, shape in shapes.items():
@@ -122,9 +128,8 @@ def graph_overhead(shapes: Mapping[str, Shape], seconds: float, backend: str) ->
                 )
         exported = torch.export.export(_Solve(), (y, weight)).module()
         calls["solve, exported"] = functools.partial(_forward, exported, y, weight)
-        calls |= _cuda_graphs(y, weight)
-        for title, times in interleaved(calls, seconds).items():
-            rows[f"{name}: {title}"] = times.median * 1e6
+        for title, time in _microseconds(calls, seconds).items():
+            rows[f"{name}: {title}"] = time
     return rows
 
 
@@ -147,24 +152,3 @@ def _with_gradients(
 ) -> tuple[Tensor, ...]:
     leaves = (images.detach().requires_grad_(), weight.detach().requires_grad_())
     return torch.autograd.grad(function(*leaves).sum(), leaves)
-
-
-def _cuda_graphs(y: Tensor, weight: Tensor) -> dict[str, Callable[[], object]]:
-    if not torch.cuda.is_available() or invconv.build_info()["cuda_kernels"] == "no":
-        return {}
-    on_device = y.cuda(), weight.cuda()
-
-    def eager() -> None:
-        _forward(invconv.solve, *on_device)
-        torch.cuda.synchronize()
-
-    eager()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        _forward(invconv.solve, *on_device)
-
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    return {"solve, CUDA, eager": eager, "solve, CUDA graph": replay}
