@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,10 +35,13 @@ every_case = pytest.mark.parametrize(
     "options", CASES, ids=lambda case: "-".join(map(str, case.values()))
 )
 
+# Until 0.8 it had this place.
+enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+
 
 @pytest.fixture(autouse=True)
 def double() -> Iterator[None]:
-    with jax.enable_x64(True):
+    with enable_x64(True):
         yield
 
 

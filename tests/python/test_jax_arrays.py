@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import invconv
+
+# Until 0.8 it had this place.
+enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
 
 rng = np.random.default_rng(0)
 Y = rng.standard_normal((3, 4, 6, 5)).astype(np.float32)
@@ -19,7 +23,7 @@ OPTIONS: dict[str, Any] = {"groups": 2, "corner": ("br", "tl")}
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_the_bits_of_numpy(dtype: type) -> None:
-    with jax.enable_x64(True):
+    with enable_x64(True):
         y, weight = jnp.asarray(Y.astype(dtype)), jnp.asarray(WEIGHT.astype(dtype))
         assert y.dtype == dtype
         results = {
