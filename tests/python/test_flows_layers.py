@@ -20,6 +20,8 @@ from invconv.flows import (
     ActNorm,
     AffineCoupling,
     Bijection,
+    CausalConvolution,
+    Convolution1x1,
     Dequantization,
     InverseConvolution,
     Logit,
@@ -41,6 +43,11 @@ LAYERS: dict[str, Callable[[], Bijection]] = {
     "inverse_convolution_diagonal": lambda: InverseConvolution(
         4, (2, 3), corner=("tl", "tr"), groups=2, unit_diagonal=False
     ),
+    "causal_convolution": lambda: CausalConvolution(4, 3, corner="bl", bound=0.8),
+    "causal_convolution_diagonal": lambda: CausalConvolution(
+        4, (3, 2), corner=("tl", "tr", "bl", "br"), groups=4, unit_diagonal=False
+    ),
+    "convolution_1x1": lambda: Convolution1x1(4),
     "spline": lambda: RationalQuadraticSpline(4, bins=5, tail_bound=2.0),
     "spline_two_bins": lambda: RationalQuadraticSpline(4, bins=2),
     "coupling": lambda: AffineCoupling(4, hidden=6),
@@ -401,6 +408,83 @@ def test_inverse_convolution_warns_through_the_module() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         InverseConvolution(1, bound=0.9)(torch.ones(1, 1, 16, 16))
+
+
+def test_a_causal_convolution_is_an_inverse_convolution_turned_round() -> None:
+    arguments: dict[str, Any] = {"corner": ("tr", "bl"), "groups": 2, "unit_diagonal": False}
+    layer = CausalConvolution(4, (2, 3), **arguments).double()
+    torch.nn.init.normal_(layer.module.taps, std=0.1)
+    other = InverseConvolution(4, (2, 3), **arguments).double()
+    other.load_state_dict(layer.state_dict())
+    x = images()
+    for one, same in ((layer, other.inverse), (layer.inverse, other)):
+        for result, expected in zip(one(x), same(x), strict=True):
+            assert torch.equal(result, expected)
+    with pytest.raises(ValueError, match=r"^\[CausalConv2d\] expected groups to divide"):
+        CausalConvolution(6, groups=4)
+
+
+# --- the 1x1 convolution ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 12, 96])
+def test_convolution_1x1_starts_as_a_rotation(channels: int) -> None:
+    layer = Convolution1x1(channels)
+    x = torch.randn(2, channels, 3, 5)
+    z, logabsdet = layer(x)
+    # W is right up to the rounding of its factors, whose entries are of order 1 or less.
+    torch.testing.assert_close(z.norm(dim=1), x.norm(dim=1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logabsdet, torch.zeros(2), rtol=0, atol=1e-3)
+    torch.testing.assert_close(layer.inverse(z)[0], x, rtol=0, atol=1e-4)
+    if channels > 1:
+        assert not torch.allclose(z, x, atol=0.1)
+    assert layer.factors.numel() == sum(p.numel() for p in layer.parameters()) == channels**2
+
+
+def test_convolution_1x1_is_a_convolution() -> None:
+    layer = build("convolution_1x1")
+    one_hot = torch.eye(4, dtype=torch.float64).view(4, 4, 1, 1)
+    weight = layer(one_hot)[0].view(4, 4).mT
+    x = images()
+    z, logabsdet = layer(x)
+    torch.testing.assert_close(
+        z, torch.nn.functional.conv2d(x, weight[:, :, None, None]), rtol=0, atol=100 * EPS
+    )
+    volume = 4 * 6 * torch.linalg.slogdet(weight).logabsdet
+    torch.testing.assert_close(logabsdet, volume.expand(3), rtol=0, atol=1e4 * EPS)
+
+
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_convolution_1x1_is_never_singular(value: float) -> None:
+    layer = Convolution1x1(6).double()
+    x = images()[:, [0, 1, 2, 3, 0, 1]]
+    with torch.no_grad():
+        # L and U are the identity, since with pivots this small U alone can lose any digits.
+        layer.factors.zero_().diagonal().fill_(value)
+    z, logabsdet = layer(x)
+    # tanh is 1 to the last bit.
+    assert logabsdet.tolist() == pytest.approx([math.copysign(4, value) * 6 * 24] * 3, rel=1e-12)
+    torch.testing.assert_close(layer.inverse(z)[0], x, rtol=0, atol=100 * EPS)
+    with pytest.raises(ValueError, match=r"^\[Convolution1x1\] expected channels .* but got 0"):
+        Convolution1x1(0)
+
+
+def test_convolution_1x1_keeps_its_permutation_and_signs_in_its_state() -> None:
+    layer, other = Convolution1x1(8), Convolution1x1(8)
+    x = torch.randn(2, 8, 3, 3)
+    assert not torch.equal(layer(x)[0], other(x)[0])
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x)[0], other(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_convolution_1x1_is_exact_under_autocast(dtype: torch.dtype) -> None:
+    layer, x = build("convolution_1x1", torch.float32), images(torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        z, _ = layer(x)
+        again, _ = layer.inverse(z)
+    assert torch.equal(z, layer(x)[0])
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-4)
 
 
 def test_bijection_cannot_be_incomplete() -> None:

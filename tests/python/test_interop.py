@@ -29,6 +29,8 @@ from invconv.flows import (
     ActNorm,
     AffineCoupling,
     Bijection,
+    CausalConvolution,
+    Convolution1x1,
     InverseConvolution,
     InverseFlow,
     RationalQuadraticSpline,
@@ -82,6 +84,8 @@ def bijection(context: bool = False, container: type[Sequential] = Sequential) -
             ActNorm(8),
             InverseConvolution(8, bound=0.8, unit_diagonal=False),
             Reverse(),
+            CausalConvolution(8, bound=0.8),
+            Convolution1x1(8),
             RationalQuadraticSpline(8, bins=5, context_features=features),
             AffineCoupling(8, hidden=4, context_features=features),
         ]

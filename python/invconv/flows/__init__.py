@@ -8,8 +8,8 @@ to latent and ``inverse(z, context=None) -> (x, logabsdet)`` back, with ``logabs
 from invconv import nn as _nn  # noqa: F401  (first, for its message where torch is missing)
 from invconv.flows._actnorm import ActNorm
 from invconv.flows._bijection import Bijection, Sequential
+from invconv.flows._convolutions import CausalConvolution, Convolution1x1, InverseConvolution
 from invconv.flows._coupling import AffineCoupling, SplitPrior
-from invconv.flows._inverse_convolution import InverseConvolution
 from invconv.flows._model import PRESETS, FlowConfig, InverseFlow, StandardNormal
 from invconv.flows._permutations import Reverse, Squeeze
 from invconv.flows._preprocessing import Dequantization, Logit
@@ -21,6 +21,8 @@ __all__ = [
     "ActNorm",
     "AffineCoupling",
     "Bijection",
+    "CausalConvolution",
+    "Convolution1x1",
     "Dequantization",
     "FlowConfig",
     "InverseConvolution",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from invconv.flows._actnorm import ActNorm
 from invconv.flows._bijection import Bijection, Sequential, per_image, sum_over_image
+from invconv.flows._convolutions import InverseConvolution
 from invconv.flows._coupling import AffineCoupling, SplitPrior
-from invconv.flows._inverse_convolution import InverseConvolution
 from invconv.flows._permutations import Reverse, Squeeze
 from invconv.flows._preprocessing import Dequantization, Logit
 from invconv.flows._reversible import Reversible
