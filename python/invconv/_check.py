@@ -47,6 +47,14 @@ def boolean(function: str, name: str, value: Any) -> bool:
     return bool(value)
 
 
+def bound(function: str, value: Any) -> None:
+    """Check the rho of a bounded weight."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"[{function}] expected bound to be a number or None, but got {value!r}")
+    if not 0 < value < 1:
+        raise ValueError(f"[{function}] expected bound between 0 and 1, but got {value!r}")
+
+
 def pair(function: str, name: str, value: Any) -> tuple[int, int]:
     """Return two integers of two, or of one for both; or raise TypeError."""
     several = hasattr(value, "__len__") and not isinstance(value, (str, bytes))

@@ -21,7 +21,7 @@ from PIL import Image
 
 import invconv
 from invconv.cli import main
-from invconv.cli._app import PRESET_HELP, slow_threads
+from invconv.cli._app import PRESET_HELP, PRESET_SUFFIXES, slow_threads
 from invconv.cli._display import Display
 from invconv.train import PRESETS
 
@@ -63,6 +63,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [PROGRAM, *options(images, out)], capture_output=True, text=True, env=ENVIRONMENT
     )
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^a model of 3,341 parameters$", done.stdout, re.MULTILINE)
     assert "epoch  10/10" in done.stdout
     assert "bits/dim" in done.stdout
     assert done.stderr == ""
@@ -107,12 +108,15 @@ def test_train_help_tells_the_presets_defaults(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, defaults in PRESET_HELP.items():
-        assert defaults == {key: getattr(preset, name) for key, preset in PRESETS.items()}
+        with_neighbours = {
+            size + suffix: value for size, value in defaults.items() for suffix in PRESET_SUFFIXES
+        }
+        assert with_neighbours == {key: getattr(preset, name) for key, preset in PRESETS.items()}
     monkeypatch.setenv("COLUMNS", "300")
     code, out, _ = call(["train", "--help"], capsys)
     assert code == 0
-    assert "(small 30, small-reverse 30, tiny 3, paper 100)" in out
-    assert "(small 0.01, small-reverse 0.01, tiny 0.01, paper 0.001)" in out
+    assert "(tiny 3, small 30, mnist 100, cifar10 100, imagenet32 20, imagenet64 20)" in out
+    assert "(tiny 0.01, small 0.01, mnist 0.001, " in out
     assert "more epochs too, are refused" in out
 
 
@@ -128,6 +132,7 @@ def test_train_help_tells_the_presets_defaults(
         ["train", "--lr", "nan"],
         ["train", "--seed", "-1"],
         ["train", "--preset", "enormous"],
+        ["train", "--preset", "small-reverse"],
         ["sample", "--number", "0"],
         ["sample", "--temperature", "-1"],
     ],
@@ -271,6 +276,19 @@ def test_the_package_is_the_program() -> None:
         else:
             assert done.returncode == 2
             assert done.stderr.startswith("Usage: invconv train")
+
+
+@pytest.mark.parametrize("suffix", ["-finc", "-glow", "-realnvp"])
+def test_the_neighbours_train_as_well(
+    suffix: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(images, tmp_path / "run", epochs=1)
+    arguments[arguments.index("tiny")] = f"tiny{suffix}"
+    code, out, err = call(arguments, capsys)
+    assert (code, err) == (0, "")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert f"a model of {summary['parameters']:,} parameters" in out
+    assert summary["reconstruction_max_error"] < 1e-3
 
 
 # --- a busy machine ---------------------------------------------------------------------------

@@ -10,18 +10,29 @@ import pytest
 import torch
 from torch import Tensor
 
-import invconv.flows
-from invconv.flows import PRESETS, FlowConfig, InverseConvolution, InverseFlow, StandardNormal
+from invconv.flows import (
+    PRESETS,
+    CausalConvolution,
+    Convolution1x1,
+    FlowConfig,
+    InverseConvolution,
+    InverseFlow,
+    RationalQuadraticSpline,
+    Reverse,
+    StandardNormal,
+)
 
 EPS = torch.finfo(torch.float64).eps
 TINY: dict[str, Any] = {"image_shape": (1, 8, 8), "levels": 2, "steps": 2, "hidden": 6}
+MIXINGS = ("inverse_conv", "conv", "conv1x1", "reverse")
 
 
 def build(seed: int = 0, **fields: Any) -> InverseFlow:
     """A float64 model with initialised ActNorms and random parameters, in evaluation mode."""
     torch.manual_seed(seed)
     flow = InverseFlow(**{**TINY, **fields}).double()
-    flow.log_prob(images(flow, 20))
+    classes = flow.config.num_classes
+    flow.log_prob(images(flow, 20), torch.arange(20) % classes if classes else None)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, dtype=parameter.dtype))
@@ -38,9 +49,15 @@ def flatten(latents: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([z.flatten(1) for z in latents], 1)
 
 
-@pytest.mark.parametrize("mixing", ["inverse_conv", "reverse"])
+@pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize(
-    "fields", [{}, {"image_shape": (3, 4, 8), "levels": 1}, {"bound": None, "kernel_size": 2}]
+    "fields",
+    [
+        {},
+        {"image_shape": (3, 4, 8), "levels": 1},
+        {"bound": None, "kernel_size": 2},
+        {"activation": None, "split_prior": False, "kernel_size": 11},
+    ],
 )
 def test_log_prob_by_hand(mixing: str, fields: dict[str, Any]) -> None:
     flow = build(mixing=mixing, **fields)
@@ -128,13 +145,15 @@ def test_bits_per_dim_refuses_densities() -> None:
         flow.bits_per_dim(torch.rand(1, 1, 8, 8))
 
 
-@pytest.mark.parametrize("mixing", ["inverse_conv", "reverse"])
+@pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_decode_undoes_encode(mixing: str, levels: int) -> None:
-    flow = build(mixing=mixing, levels=levels, image_shape=(2, 8, 16))
+@pytest.mark.parametrize("split_prior", [True, False])
+def test_decode_undoes_encode(mixing: str, levels: int, split_prior: bool) -> None:
+    flow = build(mixing=mixing, levels=levels, image_shape=(2, 8, 16), split_prior=split_prior)
     x, _ = flow.dequantize(images(flow, 5))
     latents = flow.encode(x)
     assert [tuple(z.shape[1:]) for z in latents] == flow.latent_shapes
+    assert len(latents) == (levels if split_prior else 1)
     assert sum(math.prod(shape) for shape in flow.latent_shapes) == 2 * 8 * 16
     # Up to 3 levels x 2 steps, each with slopes of a few units.
     torch.testing.assert_close(flow.decode(latents), x, rtol=0, atol=1e6 * EPS)
@@ -191,8 +210,9 @@ def test_everything_has_the_models_dtype(dtype: torch.dtype) -> None:
         assert buffer.dtype in (dtype, torch.bool)
 
 
-def test_state_dict_restores_the_model_and_its_initialisation() -> None:
-    flow = build()
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_state_dict_restores_the_model_and_its_initialisation(mixing: str) -> None:
+    flow = build(mixing=mixing)
     file = io.BytesIO()
     torch.save(flow.state_dict(), file)
     file.seek(0)
@@ -204,18 +224,90 @@ def test_state_dict_restores_the_model_and_its_initialisation() -> None:
     assert torch.equal(again.log_prob(x), flow.log_prob(x))
 
 
-def test_reverse_is_the_same_model_without_inverse_convolutions() -> None:
-    full, ablation = InverseFlow(**TINY), InverseFlow(**TINY, mixing="reverse")
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_only_the_mixing_differs(mixing: str) -> None:
+    kinds = (InverseConvolution, CausalConvolution, Convolution1x1, Reverse)
 
-    def layers(flow: InverseFlow) -> list[str]:
+    def layers(flow: InverseFlow) -> tuple[list[list[str]], list[str]]:
+        """What mixes, step by step, and everything else."""
+        steps: list[list[str]] = []
+        others = []
+        for level in flow.levels:
+            for layer in level.layers:
+                name = type(layer).__name__
+                if isinstance(layer, kinds):
+                    steps[-1].append(name)
+                else:
+                    others.append(f"{name} {[tuple(p.shape) for p in layer.parameters()]}")
+                if name == "ActNorm":
+                    steps.append([])
+        return steps, others + [type(module).__name__ for module in flow.priors]
+
+    steps, others = layers(InverseFlow(**TINY, mixing=mixing))
+    assert others == layers(InverseFlow(**TINY))[1]
+    expected = {
+        "inverse_conv": ["InverseConvolution", "Reverse"],
+        "conv": ["CausalConvolution", "Reverse"],
+        "conv1x1": ["Convolution1x1"],
+        "reverse": ["Reverse"],
+    }
+    assert steps == 4 * [expected[mixing]]
+
+
+@pytest.mark.parametrize("mixing", ["inverse_conv", "conv"])
+def test_corners(mixing: str) -> None:
+    def units(**fields: Any) -> list[tuple[Any, int, tuple[int, int], float | None]]:
         return [
-            type(module).__name__ for module in flow.modules()
-            if not isinstance(module, (InverseConvolution, invconv.nn.InverseConv2d))
-        ]  # fmt: skip
+            (m.module.corner, m.module.groups, m.module.kernel_size, m.module.bound)
+            for m in InverseFlow(**{**TINY, "mixing": mixing, **fields}).modules()
+            if isinstance(m, (InverseConvolution, CausalConvolution))
+        ]
 
-    assert layers(full) == layers(ablation)
-    corners = [m.module.corner for m in full.modules() if isinstance(m, InverseConvolution)]
-    assert corners == ["tl", "br", "tr", "bl"]
+    assert units() == [(corner, 1, (3, 3), 0.9) for corner in ("tl", "br", "tr", "bl")]
+    unit = (("tl", "tr", "bl", "br"), 4, (5, 5), 0.7)
+    assert units(four_corners=True, kernel_size=5, bound=0.7) == 4 * [unit]
+
+
+@pytest.mark.parametrize("mixing", ["inverse_conv", "conv"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_four_corners(mixing: str, channels: int) -> None:
+    flow = build(image_shape=(channels, 4, 8), mixing=mixing, four_corners=True)
+    x, _ = flow.dequantize(images(flow, 3))
+    torch.testing.assert_close(flow.decode(flow.encode(x)), x, rtol=0, atol=1e6 * EPS)
+    # Each pixel of the latents depends on every corner of the image, and the other way round.
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(flatten(flow.encode(x)).square().sum(), x)
+    assert (gradient != 0).all()
+
+
+def test_without_activation_nothing_in_a_step_bends() -> None:
+    flow = InverseFlow(**TINY, activation=None)
+    splines = [m for m in flow.modules() if isinstance(m, RationalQuadraticSpline)]
+    # The one that evens out the histogram of the pixel values is no part of a step.
+    assert splines == [flow.marginal.layers[-1]]
+    assert InverseFlow(**TINY).num_parameters - flow.num_parameters == 2 * (4 + 8) * (3 * 16 - 1)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_gradients_are_finite_and_the_same_if_reversible(mixing: str, num_classes: int) -> None:
+    plain = build(mixing=mixing, num_classes=num_classes)
+    ours = InverseFlow(**TINY, mixing=mixing, num_classes=num_classes, reversible=True).double()
+    ours.load_state_dict(plain.state_dict())
+    labels = torch.tensor([2, 0, 1, 2]) if num_classes else None
+    x, _ = plain.dequantize(images(plain, 4))
+    found = []
+    for flow in (plain, ours):
+        log_prob = flow.log_prob(x, labels)
+        found.append((log_prob, torch.autograd.grad(log_prob.mean(), list(flow.parameters()))))
+        noise = torch.Generator().manual_seed(0)
+        samples = flow.sample(4, context=labels, generator=noise)
+        assert torch.equal(samples, plain.sample(4, context=labels, generator=noise.manual_seed(0)))
+    (log_prob, expected), (other, gradients) = found
+    assert torch.equal(other, log_prob)
+    for gradient, value in zip(gradients, expected, strict=True):
+        assert value.isfinite().all()
+        torch.testing.assert_close(gradient, value, rtol=0, atol=1e-10 * (1 + value.abs().max()))
 
 
 def test_standard_normal() -> None:
@@ -284,7 +376,19 @@ def test_bad_latents_and_samples() -> None:
         ({"image_shape": (0, 8, 8)}, "but got"),
         ({"levels": 0}, "levels of at least 1, but got 0"),
         ({"steps": 0}, "steps of at least 1, but got 0"),
+        ({"hidden": 0}, "hidden of at least 1, but got 0"),
+        ({"num_classes": -1}, "num_classes of at least 0, but got -1"),
         ({"mixing": "glow"}, "mixing in .* but got 'glow'"),
+        ({"kernel_size": 1}, "kernel_size from 2 to 11, but got 1"),
+        ({"kernel_size": 12}, "kernel_size from 2 to 11, but got 12"),
+        ({"bound": 1.0}, "bound between 0 and 1, but got 1.0"),
+        ({"bound": 0, "mixing": "reverse"}, "bound between 0 and 1, but got 0"),
+        ({"activation": "relu"}, "activation in .* but got 'relu'"),
+        ({"four_corners": True, "mixing": "conv1x1"}, "four_corners only with .* but got 'conv1x1"),
+        (
+            {"four_corners": True, "mixing": "reverse"},
+            "four_corners only with .* but got 'reverse'",
+        ),
     ],
 )
 def test_bad_configurations(fields: dict[str, Any], message: str) -> None:
@@ -294,14 +398,110 @@ def test_bad_configurations(fields: dict[str, Any], message: str) -> None:
         InverseFlow(FlowConfig(**TINY), **fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"levels": 1.0}, "levels to be an integer, but got 1.0"),
+        ({"hidden": "64"}, "hidden to be an integer, but got '64'"),
+        ({"kernel_size": (3, 3)}, r"kernel_size to be an integer, but got \(3, 3\)"),
+        ({"four_corners": "no"}, "four_corners to be a bool, but got str"),
+        ({"split_prior": 1}, "split_prior to be a bool, but got int"),
+        ({"bound": "0.9"}, "bound to be a number or None, but got '0.9'"),
+    ],
+)
+def test_types_of_configurations(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=rf"^\[FlowConfig\] expected {message}"):
+        FlowConfig(**{**TINY, **fields})
+
+
 def test_config_round_trips_through_json() -> None:
-    config = FlowConfig(image_shape=(3, 16, 8), quantization=17, bound=None, mixing="reverse")
+    config = FlowConfig(image_shape=(3, 16, 8), quantization=17, bound=None, mixing="reverse",
+                        activation=None, split_prior=False, kernel_size=11)  # fmt: skip
     assert FlowConfig.from_json(config.to_json()) == config
-    for text in ("nothing", '{"image_shape": [1, 8, 8], "depth": 3}', "{}", "[1]"):
+    config = FlowConfig(image_shape=(3, 16, 8), mixing="conv", four_corners=True)
+    assert FlowConfig.from_json(config.to_json()) == config
+    for text in (
+        "nothing",
+        '{"image_shape": [1, 8, 8], "depth": 3}',
+        "{}",
+        "[1]",
+        '{"image_shape": [1, 8, 8], "hidden": "64"}',
+    ):
         with pytest.raises(ValueError):
             FlowConfig.from_json(text)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_configurations(name: str) -> None:
-    FlowConfig(image_shape=(1, 28, 28), **PRESETS[name])
+# --- presets ----------------------------------------------------------------------------------
+
+SHAPES = {"tiny": (1, 8, 8), "small": (1, 28, 28), "mnist": (1, 28, 28), "cifar10": (3, 32, 32),
+          "imagenet32": (3, 32, 32), "imagenet64": (3, 64, 64)}  # fmt: skip
+SUFFIXES = {"": "inverse_conv", "-finc": "conv", "-glow": "conv1x1", "-realnvp": "reverse"}
+
+
+def test_presets_are_sizes_and_neighbours() -> None:
+    assert list(PRESETS) == [size + suffix for size in SHAPES for suffix in SUFFIXES]
+    for size in SHAPES:
+        for suffix, mixing in SUFFIXES.items():
+            assert PRESETS[size + suffix] == {**PRESETS[size], "mixing": mixing}
+    for name, levels in (("mnist", 2), ("cifar10", 2), ("imagenet32", 3), ("imagenet64", 4)):
+        assert PRESETS[name]["levels"] == levels
+        assert PRESETS[name]["steps"] == (16 if levels == 2 else 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # The paper has 1.6 and 1.76 million for these two.
+        ("mnist", 1_607_849),
+        ("cifar10", 1_764_159),
+        ("mnist-finc", 1_607_849),
+        ("mnist-glow", 1_597_609),
+        ("mnist-realnvp", 1_596_329),
+        ("tiny", 3_341),
+        ("small", 88_277),
+        ("imagenet32", 25_210_167),
+        ("imagenet64", 48_749_415),
+    ],
+)
+def test_numbers_of_parameters(name: str, parameters: int) -> None:
+    # Without memory behind them: the largest has fifty million.
+    with torch.device("meta"):
+        flow = InverseFlow(image_shape=SHAPES[name.partition("-")[0]], **PRESETS[name])
+    assert flow.num_parameters == parameters
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("imagenet")])
+def test_presets_round_trip(name: str) -> None:
+    torch.manual_seed(0)
+    flow = InverseFlow(image_shape=SHAPES[name.partition("-")[0]], **PRESETS[name])
+    x = images(flow, 4)
+    flow.log_prob(x)  # initialises
+    flow.eval()
+    values, _ = flow.dequantize(x)
+    log_prob = flow.log_prob(values)
+    assert log_prob.shape == (4,)
+    assert log_prob.isfinite().all()
+    latents = flow.encode(values)
+    assert [tuple(z.shape[1:]) for z in latents] == flow.latent_shapes
+    # float32 through up to 32 steps.
+    torch.testing.assert_close(flow.decode(latents), values, rtol=0, atol=1e-3)
+    assert flow.sample(2).shape == (2, *flow.config.image_shape)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("size", ["imagenet32", "imagenet64"])
+def test_imagenet_presets_end_at_four_by_four(size: str, suffix: str) -> None:
+    with torch.device("meta"):
+        flow = InverseFlow(image_shape=SHAPES[size], **PRESETS[size + suffix])
+    assert flow.latent_shapes[-1][1:] == (4, 4)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_deep_models_round_trip_in_float32(mixing: str) -> None:
+    fields = {**PRESETS["imagenet32"], "hidden": 8, "mixing": mixing}
+    torch.manual_seed(0)
+    flow = InverseFlow(image_shape=(3, 32, 32), **fields)
+    values, _ = flow.dequantize(images(flow, 2))
+    flow.log_prob(values)  # initialises
+    # The roundings of 144 steps.
+    torch.testing.assert_close(flow.decode(flow.encode(values)), values, rtol=0, atol=1e-3)

@@ -30,12 +30,22 @@ _Run = Annotated[
 ]
 _Device = Annotated[str, typer.Option(help="Where to compute, as torch names it.")]
 
-# The training presets, for --help: theirs are in invconv.train, which imports torch.
+# The training presets, for --help: theirs are in invconv.train, which imports torch. Behind the
+# name of each size may stand a neighbour of Inverse-Flow, which is trained alike.
 PRESET_HELP: Mapping[str, Mapping[str, float]] = {
-    "epochs": {"small": 30, "small-reverse": 30, "tiny": 3, "paper": 100},
-    "batch_size": {"small": 50, "small-reverse": 50, "tiny": 100, "paper": 100},
-    "lr": {"small": 0.01, "small-reverse": 0.01, "tiny": 0.01, "paper": 0.001},
-}
+    "epochs": {
+        "tiny": 3, "small": 30, "mnist": 100, "cifar10": 100, "imagenet32": 20, "imagenet64": 20,
+    },
+    "batch_size": {
+        "tiny": 100, "small": 50, "mnist": 100, "cifar10": 100, "imagenet32": 128,
+        "imagenet64": 128,
+    },
+    "lr": {
+        "tiny": 0.01, "small": 0.01, "mnist": 0.001, "cifar10": 0.001, "imagenet32": 0.001,
+        "imagenet64": 0.001,
+    },
+}  # fmt: skip
+PRESET_SUFFIXES = ("", "-finc", "-glow", "-realnvp")
 
 
 def _defaults(name: str) -> str:
@@ -44,9 +54,14 @@ def _defaults(name: str) -> str:
 
 
 def _check_preset(name: str | None) -> str | None:
-    presets = PRESET_HELP["epochs"]
-    if name is not None and name not in presets:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(presets)}")
+    sizes = PRESET_HELP["epochs"]
+    if name is not None and name not in {
+        size + suffix for size in sizes for suffix in PRESET_SUFFIXES
+    }:
+        raise typer.BadParameter(
+            f"{name!r} is none of {', '.join(sizes)}, nor one of them with "
+            f"{', '.join(PRESET_SUFFIXES[1:])} behind it"
+        )
     return name
 
 
@@ -103,8 +118,10 @@ def train(
         str | None,
         typer.Option(
             callback=_check_preset,
-            help="small (two CPU cores), small-reverse (the same without inverse convolutions, for "
-            f"comparison), tiny (seconds) or paper. Default: {_DEFAULT_PRESET}.",
+            help="tiny (seconds), small (two CPU cores), mnist, cifar10 (the paper's), imagenet32 "
+            "or imagenet64; with -finc, -glow or -realnvp behind it, the same model with that "
+            "flow's layer in place of the inverse convolution, for comparison. "
+            f"Default: {_DEFAULT_PRESET}.",
         ),
     ] = None,
     epochs: Annotated[

@@ -43,9 +43,12 @@ class Display(Listener):
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def started(self, epochs_done: int, epochs: int, images_per_epoch: int) -> None:
-        """Set up the bar, part of it done already when a run goes on."""
+    def started(
+        self, parameters: int, epochs_done: int, epochs: int, images_per_epoch: int
+    ) -> None:
+        """Print the size of the model and set up the bar, part of it done when a run goes on."""
         self._epochs = epochs
+        self._console.print(f"a model of {parameters:,} parameters")
         if epochs_done:
             self._console.print(f"going on after epoch {epochs_done} of {epochs}")
         self._task = self._progress.add_task(

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invconv import _check
 from invconv.flows._actnorm import ActNorm
 from invconv.flows._bijection import Bijection, Sequential, per_image, sum_over_image
-from invconv.flows._convolutions import InverseConvolution
+from invconv.flows._convolutions import CausalConvolution, Convolution1x1, InverseConvolution
 from invconv.flows._coupling import AffineCoupling, SplitPrior
 from invconv.flows._permutations import Reverse, Squeeze
 from invconv.flows._preprocessing import Dequantization, Logit
@@ -21,7 +22,11 @@ from invconv.flows._reversible import Reversible
 from invconv.flows._spline import RationalQuadraticSpline
 
 _CORNERS = ("tl", "br", "tr", "bl")
-_MIXINGS = ("inverse_conv", "reverse")
+# Of a unit's four groups: the reversal behind it takes each to that of the opposite corner.
+_UNIT_CORNERS = ("tl", "tr", "bl", "br")
+_CAUSAL = ("inverse_conv", "conv")
+_MIXINGS = (*_CAUSAL, "conv1x1", "reverse")
+_ACTIVATIONS = ("spline", None)
 
 
 class StandardNormal(torch.nn.Module):
@@ -52,18 +57,26 @@ class FlowConfig:
         levels: L, squeezes with a split prior between them.
         steps: K, flow steps in each level.
         hidden: channels inside the coupling nets.
-        kernel_size: of the inverse convolutions, one number, in pixels.
-        bound: rho in (0, 1) of the inverse convolutions; None leaves them free.
-        mixing: ``"inverse_conv"``, or ``"reverse"`` for the same model without the inverse
-            convolutions, whose channels are then mixed by fixed reversals alone.
-        spline_bins: pieces of each spline activation.
+        mixing: what mixes the channels of a step, the one thing in which these models differ:
+            ``"inverse_conv"`` (Inverse-Flow, a solve from image to latent), ``"conv"`` (FInC Flow,
+            the same layer turned round), ``"conv1x1"`` (Glow) or ``"reverse"`` (in the manner of
+            RealNVP, a fixed reversal of the channels alone, which the first two have as well).
+        kernel_size: of the causal convolutions, from 2 to 11, in pixels.
+        four_corners: each causal convolution is a unit of four, one for each corner, on a quarter
+            of the channels each; otherwise a step has one corner, in turn.
+        bound: rho in (0, 1) of the causal convolutions; None leaves them free.
+        activation: of the steps, ``"spline"`` or None.
+        spline_bins: pieces of each spline.
         spline_tail: the splines bend inside [-tail, tail].
+        split_prior: half of the channels leave after each level but the last; otherwise all of them
+            go through all levels.
         num_classes: how many classes the images fall into, for a model of each; 0 for a model of
             all of them.
         reversible: the levels are :class:`Reversible`: less memory in training, more time.
 
     Raises:
-        ValueError: a value is outside its range.
+        ValueError: a value is outside its range, or ``four_corners`` without a causal convolution.
+        TypeError: a value is of another type.
 
     Example:
         >>> from invconv.flows import FlowConfig
@@ -78,11 +91,14 @@ class FlowConfig:
     levels: int = 2
     steps: int = 4
     hidden: int = 64
-    kernel_size: int = 3
-    bound: float | None = 0.9
     mixing: str = "inverse_conv"
+    kernel_size: int = 3
+    four_corners: bool = False
+    bound: float | None = 0.9
+    activation: str | None = "spline"
     spline_bins: int = 16
     spline_tail: float = 3.0
+    split_prior: bool = True
     num_classes: int = 0
     reversible: bool = False
 
@@ -92,7 +108,11 @@ class FlowConfig:
             raise ValueError(
                 f"[FlowConfig] expected image_shape (C, H, W), but got {self.image_shape}"
             )
-        for name in ("levels", "steps"):
+        for name in ("levels", "steps", "hidden", "kernel_size", "num_classes"):
+            _check.integer("FlowConfig", name, getattr(self, name))
+        for name in ("four_corners", "split_prior", "reversible"):
+            _check.boolean("FlowConfig", name, getattr(self, name))
+        for name in ("levels", "steps", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"[FlowConfig] expected {name} of at least 1, but got {getattr(self, name)}"
@@ -110,6 +130,21 @@ class FlowConfig:
             )
         if self.mixing not in _MIXINGS:
             raise ValueError(f"[FlowConfig] expected mixing in {_MIXINGS}, but got {self.mixing!r}")
+        if not 2 <= self.kernel_size <= 11:
+            raise ValueError(
+                f"[FlowConfig] expected kernel_size from 2 to 11, but got {self.kernel_size}"
+            )
+        if self.four_corners and self.mixing not in _CAUSAL:
+            raise ValueError(
+                f"[FlowConfig] expected four_corners only with mixing in {_CAUSAL}, "
+                f"but got {self.mixing!r}"
+            )
+        if self.bound is not None:
+            _check.bound("FlowConfig", self.bound)
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"[FlowConfig] expected activation in {_ACTIVATIONS}, but got {self.activation!r}"
+            )
 
     def to_json(self) -> str:
         """The configuration as one JSON object."""
@@ -128,16 +163,25 @@ class FlowConfig:
             raise ValueError(f"[FlowConfig] expected its own fields: {error}") from error
 
 
-# The rest of a FlowConfig under a short name: two CPU cores; seconds, for trying things out; and
-# the MNIST and CIFAR model of the paper.
+# The size of a model: the smallest, for trying things out in seconds; one for two CPU cores; those
+# of the paper, whose parameters are as many as it reports; and Glow's depths for ImageNet (its
+# table 4), which end at 4 x 4 pixels, with half of its width.
+_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"levels": 2, "steps": 1, "hidden": 8},
+    "small": {"levels": 2, "steps": 4, "hidden": 64},
+    "mnist": {"levels": 2, "steps": 16, "hidden": 182},
+    "cifar10": {"levels": 2, "steps": 16, "hidden": 132},
+    "imagenet32": {"levels": 3, "steps": 48, "hidden": 256},
+    "imagenet64": {"levels": 4, "steps": 48, "hidden": 256},
+}
+_NEIGHBOURS = {"": "inverse_conv", "-finc": "conv", "-glow": "conv1x1", "-realnvp": "reverse"}
+
+# The rest of a FlowConfig under a short name: a size, and behind it the neighbour of Inverse-Flow.
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "small": MappingProxyType({"levels": 2, "steps": 4, "hidden": 64}),
-        "small-reverse": MappingProxyType(
-            {"levels": 2, "steps": 4, "hidden": 64, "mixing": "reverse"}
-        ),
-        "tiny": MappingProxyType({"levels": 2, "steps": 1, "hidden": 8}),
-        "paper": MappingProxyType({"levels": 2, "steps": 16, "hidden": 128}),
+        size + suffix: MappingProxyType({**fields, "mixing": mixing})
+        for size, fields in _SIZES.items()
+        for suffix, mixing in _NEIGHBOURS.items()
     }
 )
 
@@ -146,9 +190,10 @@ class InverseFlow(torch.nn.Module):
     """Normalizing flow whose image-to-latent pass solves inverse convolutions.
 
     Dequantization, logit and a spline that evens out the histogram of the pixel values, then L
-    levels of [squeeze, K steps]; a step is ActNorm, inverse
-    convolution (corners tl, br, tr, bl in turn), channel reversal, spline activation and affine
-    coupling. After each level but the last, half of the channels leave through a split prior.
+    levels of [squeeze, K steps]; a step is ActNorm, inverse convolution (corners tl, br, tr, bl in
+    turn), channel reversal, spline activation and affine coupling. After each level but the last,
+    half of the channels leave through a split prior. With another ``mixing`` it is FInC Flow, Glow
+    or a RealNVP, which differ in what stands between ActNorm and activation, and in nothing else.
     The log-likelihood is the change of variables (Nagar and Varma, AISTATS 2025, arXiv 2410.14634):
 
         ``log p(x) = sum_latents log N(z; 0, 1) + sum_layers log|det J|``.
@@ -181,6 +226,14 @@ class InverseFlow(torch.nn.Module):
         >>> labels = torch.tensor([7, 7, 3])
         >>> flow.log_prob(images[:3], labels).shape, flow.sample(3, context=labels).shape
         (torch.Size([3]), torch.Size([3, 1, 8, 8]))
+
+        The paper's models, of 1.6 and 1.76 million parameters:
+
+        >>> from invconv.flows import PRESETS
+        >>> f"{InverseFlow(image_shape=(1, 28, 28), **PRESETS['mnist']).num_parameters:,}"
+        '1,607,849'
+        >>> f"{InverseFlow(image_shape=(3, 32, 32), **PRESETS['cifar10']).num_parameters:,}"
+        '1,764,159'
     """
 
     def __init__(self, config: FlowConfig | None = None, /, **fields: Any) -> None:
@@ -209,31 +262,50 @@ class InverseFlow(torch.nn.Module):
             for step in range(config.steps):
                 layers += self._step(channels, _CORNERS[(level * config.steps + step) % 4])
             self.levels.append((Reversible if config.reversible else Sequential)(layers))
-            if level < config.levels - 1:
+            if config.split_prior and level < config.levels - 1:
                 self.priors.append(
                     SplitPrior(channels, config.hidden, context_features=config.num_classes)
                 )
                 channels //= 2
-            self.latent_shapes.append((channels, height, width))
+                self.latent_shapes.append((channels, height, width))
+        self.latent_shapes.append((channels, height, width))
 
     def _step(self, channels: int, corner: str) -> list[Bijection]:
         config = self.config
-        layers: list[Bijection] = [ActNorm(channels)]
-        if config.mixing == "inverse_conv":
+        layers: list[Bijection] = [ActNorm(channels), *self._mixing(channels, corner)]
+        if config.activation == "spline":
             layers.append(
-                InverseConvolution(channels, config.kernel_size, corner=corner, bound=config.bound)
+                RationalQuadraticSpline(
+                    channels,
+                    config.spline_bins,
+                    config.spline_tail,
+                    context_features=config.num_classes,
+                )
             )
-        return [
-            *layers,
-            Reverse(),
-            RationalQuadraticSpline(
-                channels,
-                config.spline_bins,
-                config.spline_tail,
-                context_features=config.num_classes,
-            ),
-            AffineCoupling(channels, config.hidden, context_features=config.num_classes),
-        ]
+        layers.append(AffineCoupling(channels, config.hidden, context_features=config.num_classes))
+        return layers
+
+    def _mixing(self, channels: int, corner: str) -> list[Bijection]:
+        config = self.config
+        if config.mixing == "conv1x1":
+            return [Convolution1x1(channels)]  # with a permutation of its own
+        if config.mixing == "reverse":
+            return [Reverse()]
+        kind = InverseConvolution if config.mixing == "inverse_conv" else CausalConvolution
+        # A squeeze comes first, so four groups always divide the channels.
+        unit = kind(
+            channels,
+            config.kernel_size,
+            corner=_UNIT_CORNERS if config.four_corners else corner,
+            groups=len(_UNIT_CORNERS) if config.four_corners else 1,
+            bound=config.bound,
+        )
+        return [unit, Reverse()]
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers training adjusts."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def _like(self) -> Tensor:
@@ -393,7 +465,9 @@ class InverseFlow(torch.nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, ...]:
-        """Images to latents, one tensor for each level, of ``(batch, *latent_shapes[level])``.
+        """Images to latents: ``(batch, *shape)`` for each of ``latent_shapes``, one of each level.
+
+        Without split priors there is the last one alone.
 
         Under the model all their values are independent standard normal.
 

@@ -58,13 +58,7 @@ class _TriangularConv2d(torch.nn.Module):
         given = _check.corners(name, corner)
         _check.fitting_corners(name, given, groups)
         if bound is not None:
-            if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-                raise TypeError(
-                    f"[{name}] expected bound to be a number or None, but got {bound!r}"
-                )
-            if not 0 < bound < 1:
-                raise ValueError(f"[{name}] expected bound between 0 and 1, but got {bound!r}")
-
+            _check.bound(name, bound)
         if dtype is not None:
             _check.dtype(name, "parameters", str(dtype).removeprefix("torch."))
 

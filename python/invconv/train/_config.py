@@ -24,13 +24,18 @@ class Preset:
     lr: float
 
 
+_SIZES = {
+    "tiny": Preset(epochs=3, batch_size=100, lr=1e-2),
+    "small": Preset(epochs=30, batch_size=50, lr=1e-2),
+    "mnist": Preset(epochs=100, batch_size=100, lr=1e-3),
+    "cifar10": Preset(epochs=100, batch_size=100, lr=1e-3),
+    "imagenet32": Preset(epochs=20, batch_size=128, lr=1e-3),
+    "imagenet64": Preset(epochs=20, batch_size=128, lr=1e-3),
+}
+
+# A size is trained alike whichever neighbour of Inverse-Flow stands behind it in the name.
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "small": Preset(epochs=30, batch_size=50, lr=1e-2),
-        "small-reverse": Preset(epochs=30, batch_size=50, lr=1e-2),
-        "tiny": Preset(epochs=3, batch_size=100, lr=1e-2),
-        "paper": Preset(epochs=100, batch_size=100, lr=1e-3),
-    }
+    {name: _SIZES[name.partition("-")[0]] for name in flows.PRESETS}
 )
 
 

@@ -115,7 +115,7 @@ def evaluate(model: InverseFlow, data: ImageData) -> dict[str, Any]:
         "forward_seconds_per_100": _median_seconds(
             lambda: model.encode(test[hundred], labels, generator=generator), device
         ),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": model.num_parameters,
         "device": str(device),
         "threads": {"torch": torch.get_num_threads(), "invconv": invconv.get_num_threads()},
         "versions": {

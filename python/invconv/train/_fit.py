@@ -27,8 +27,10 @@ _AVERAGE_DECAY = 0.99
 class Listener:
     """What a run tells while it goes; the base class listens to nothing."""
 
-    def started(self, epochs_done: int, epochs: int, images_per_epoch: int) -> None:
-        """The run begins, or goes on after ``epochs_done`` epochs."""
+    def started(
+        self, parameters: int, epochs_done: int, epochs: int, images_per_epoch: int
+    ) -> None:
+        """The run of a model begins, or goes on after ``epochs_done`` epochs."""
 
     def batch_done(self, epoch: int, images: int, bits_per_dim: float) -> None:
         """One step was made."""
@@ -215,7 +217,7 @@ def train(
             state.model(train_images[:500].to(device), first, generator=_generator(config.seed, 0))
     rows = _read_metrics(metrics, state.epoch)
     _write_metrics(metrics, rows)
-    listener.started(state.epoch, config.epochs, len(train_images))
+    listener.started(state.model.num_parameters, state.epoch, config.epochs, len(train_images))
 
     while state.epoch < config.epochs:
         began = time.perf_counter()
