@@ -508,7 +508,7 @@ def test_control_c_promises_only_what_is_saved(
     code, _, err = call(options(images, out), capsys)
     assert code == 130
     assert (out / "checkpoint.safetensors").exists() == (saved > 0)
-    what = "interrupted" if saved else "interrupted before an epoch was finished and saved"
+    what = "interrupted" if saved else "interrupted before anything was saved"
     which = "go on" if saved else "begin again"
     assert err == f"invconv train: {what}; {which} with: invconv train --resume --out {out}\n"
 

@@ -135,6 +135,31 @@ def train(
         float | None,
         typer.Option(callback=_check_rate, help=f"Largest learning rate. {_defaults('lr')}"),
     ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0, help="Of AdamW. Default: 0, which is Adam.")
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option(
+            "--flip/--no-flip",
+            help="Mirror half of the images. Default: the preset's (of photographs alone).",
+        ),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parts to take each batch in, for less memory. Default: 1."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="no, or bf16: convolutions in bfloat16 (autocast). Default: no."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after so many epochs without better validation bits/dim. Default: never.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of all random numbers. Default: 0.")
     ] = None,
@@ -150,6 +175,16 @@ def train(
         typer.Option("--reversible", help="Less memory for more time: activations are recomputed."),
     ] = False,
     device: _Device = "cpu",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read images ahead; 0: none.")
+    ] = 0,
+    checkpoint_minutes: Annotated[
+        float,
+        typer.Option(min=0, help="Save so often what --resume needs, and after every epoch."),
+    ] = 10.0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write logs into the run's folder tensorboard.")
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -164,10 +199,13 @@ def train(
 ) -> None:
     """Train a flow on images; without any option, on 5000 MNIST digits, in minutes.
 
-    The run directory holds the configuration, a row of figures for each epoch, the model, a summary
-    and three pictures. A run that was interrupted or killed loses at most the epoch it was in.
+    The run directory holds the configuration, a row of figures for each epoch, the best epoch's
+    model, a summary and three pictures. A run that was interrupted or killed goes on with --resume,
+    to the same end. With several processes, start it with torchrun or accelerate launch: torchrun
+    --nproc-per-node 2 -m invconv train ...
     """
     import torch
+    from accelerate import PartialState
 
     from invconv import data as datasets
     from invconv import train as training
@@ -178,18 +216,28 @@ def train(
         name = source if source in datasets.BUILT_IN else Path(source).resolve().name
         out = _RUNS / f"{name}-{preset or _DEFAULT_PRESET}"
     where = training.select_device(device)
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "flip": flip,
+        "accumulate": accumulate,
+        "precision": precision,
+        "patience": patience,
+    }
+    processes = PartialState(cpu=where.type == "cpu")
+    main = processes.is_main_process
     if resume:
         asked = data and training.absolute_source(data)
         config = training.read_config(
             out,
             data=asked,
             preset=preset,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
             seed=seed,
             conditional=conditional or None,
             reversible=reversible or None,
+            **given,
         )
         images = datasets.load(config.data)
         if training.checksum(images) != config.data_checksum:
@@ -203,13 +251,14 @@ def train(
             seed or 0,
             conditional=conditional,
             reversible=reversible,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
+            **given,
         )
-        training.create_run(out, config)
+        if main:
+            training.create_run(out, config)
+        processes.wait_for_everyone()
 
-    console = Console(highlight=False)
+    # Of several processes the first one speaks.
+    console = Console(highlight=False, quiet=not main)
     console.print(
         f"{images.name}: {len(images.train)} training, {len(images.validation)} validation and "
         f"{len(images.test)} test images of {' x '.join(map(str, images.image_shape))}; "
@@ -227,17 +276,27 @@ def train(
                 console.print(hint, soft_wrap=True)
         with Display(console) as display:
             try:
-                summary = training.train(config, images, out, device=where, listener=display)
+                summary = training.train(
+                    config,
+                    images,
+                    out,
+                    device=where,
+                    listener=display,
+                    workers=workers,
+                    checkpoint_minutes=checkpoint_minutes,
+                    tensorboard=tensorboard,
+                )
             except KeyboardInterrupt:
                 command = training.resume_command(out)
                 line = (
                     f"interrupted; go on with: {command}"
                     if training.has_checkpoint(out)
-                    else f"interrupted before an epoch was finished and saved; begin again with: "
-                    f"{command}"
+                    else f"interrupted before anything was saved; begin again with: {command}"
                 )
                 print(f"invconv train: {line}", file=sys.stderr)
                 raise typer.Exit(130) from None
+    if not main:
+        return
     console.print(
         f"test {summary['test_bits_per_dim']:.4f} bits/dim, reconstruction error at most "
         f"{summary['reconstruction_max_error']:.1e}, 100 samples in "
@@ -296,6 +355,14 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="As for train. Default: what the run was trained on.")
     ] = None,
+    importance_samples: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Draws of the dequantization noise for each image; above 1 also the importance-"
+            "weighted bound, which is nearer to the likelihood.",
+        ),
+    ] = 1,
     device: _Device = "cpu",
 ) -> None:
     """Measure a trained model on the test images; prints JSON, like a run's summary."""
@@ -310,7 +377,8 @@ def evaluate(
                 f"{folder} has no config.json that tells the images of {run}; name them with --data"
             )
         data = training.read_config(folder).data
-    print(json.dumps(training.evaluate(model, datasets.load(data)), indent=2))
+    figures = training.evaluate(model, datasets.load(data), importance_samples=importance_samples)
+    print(json.dumps(figures, indent=2))
 
 
 def _read_sizes(option: str, text: str, count: int) -> tuple[int, ...]:

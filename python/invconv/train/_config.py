@@ -15,28 +15,34 @@ class Preset:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images in one step.
-        lr: the largest learning rate of Adam; it rises over the first epoch, then falls to 0.
+        batch_size: images in one step, of all processes together.
+        lr: the largest learning rate; it rises over the first epoch, then falls to 0.
+        flip: mirror half of the images left to right, which makes others of photographs, and none
+            of digits.
     """
 
     epochs: int
     batch_size: int
     lr: float
+    flip: bool = False
 
 
 _SIZES = {
     "tiny": Preset(epochs=3, batch_size=100, lr=1e-2),
     "small": Preset(epochs=30, batch_size=50, lr=1e-2),
     "mnist": Preset(epochs=100, batch_size=100, lr=1e-3),
-    "cifar10": Preset(epochs=100, batch_size=100, lr=1e-3),
-    "imagenet32": Preset(epochs=20, batch_size=128, lr=1e-3),
-    "imagenet64": Preset(epochs=20, batch_size=128, lr=1e-3),
+    "cifar10": Preset(epochs=100, batch_size=100, lr=1e-3, flip=True),
+    "imagenet32": Preset(epochs=20, batch_size=128, lr=1e-3, flip=True),
+    "imagenet64": Preset(epochs=20, batch_size=128, lr=1e-3, flip=True),
 }
 
 # A size is trained alike whichever neighbour of Inverse-Flow stands behind it in the name.
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {name: _SIZES[name.partition("-")[0]] for name in flows.PRESETS}
 )
+
+# float16 would need its loss scaled, by a factor that is one more thing to resume.
+PRECISIONS = ("no", "bf16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +53,12 @@ class TrainConfig:
         data: what :func:`invconv.data.load` takes; a folder as an absolute path.
         data_checksum: of the images, so that a run never resumes on others.
         preset: the name it began from, for the record.
-        epochs, batch_size, lr: see :class:`Preset`.
-        seed: of the initial weights, and with the epoch of all that is random in it.
+        epochs, batch_size, lr, flip: see :class:`Preset`.
+        weight_decay: of AdamW, which without it is Adam.
+        accumulate: parts that a process takes its share of a batch in, for less memory.
+        precision: ``"no"``, or ``"bf16"`` for convolutions and products in bfloat16 (autocast).
+        patience: stop after so many epochs without better validation bits/dim; None: never.
+        seed: of the initial weights, and with the epoch and the image of all that is random.
         flow: the model.
 
     Raises:
@@ -63,11 +73,23 @@ class TrainConfig:
     lr: float
     seed: int
     flow: flows.FlowConfig
+    flip: bool = False
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    precision: str = "no"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, but got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "accumulate", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected {name} of at least 1, but got {value}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(
+                f"expected weight_decay from 0 and finite, but got {self.weight_decay}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"expected precision in {PRECISIONS}, but got {self.precision!r}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"expected lr above 0 and finite, but got {self.lr}")
         if self.seed < 0:

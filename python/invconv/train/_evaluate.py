@@ -1,5 +1,6 @@
 """The figures of a trained model."""
 
+import math
 import platform
 import statistics
 import subprocess
@@ -15,9 +16,11 @@ import invconv
 from invconv.data import ImageData, Images, Labels
 from invconv.flows import InverseFlow
 from invconv.train._files import RunError
+from invconv.train._loader import Indices, load_batches
 
-# The dequantization noise of every evaluation, so that a figure can be printed again.
-_NOISE_SEED = 1
+# Keys of the dequantization noise of every evaluation, so that a figure can be printed again.
+VALIDATION_NOISE = (1,)
+TEST_NOISE = (2,)
 _BATCH = 100
 
 
@@ -36,8 +39,8 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def labels_of(model: InverseFlow, labels: Labels | None) -> torch.Tensor | None:
-    """The labels as the model takes them: None if it has no classes.
+def labels_of(model: InverseFlow, labels: Labels | None) -> Labels | None:
+    """The labels that the model takes: None if it has no classes.
 
     Raises:
         RunError: the model has classes, and the images have no labels.
@@ -48,7 +51,7 @@ def labels_of(model: InverseFlow, labels: Labels | None) -> torch.Tensor | None:
         raise RunError(
             f"the model is of {model.config.num_classes} classes; these images have none"
         )
-    return torch.from_numpy(labels)
+    return labels
 
 
 def every_class(model: InverseFlow, n: int) -> torch.Tensor | None:
@@ -58,30 +61,67 @@ def every_class(model: InverseFlow, n: int) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def bits_per_dim(model: InverseFlow, images: Images, labels: Labels | None) -> float:
-    """Mean bits/dim of the images, with one fixed draw of the dequantization noise."""
-    generator = torch.Generator().manual_seed(_NOISE_SEED)
+def bits_per_dim(
+    model: InverseFlow,
+    images: Images,
+    labels: Labels | None,
+    key: tuple[int, ...],
+    numbers: Indices | None = None,
+) -> torch.Tensor:
+    """Bits/dim of each image, with one draw of the dequantization noise: float64, on the CPU.
+
+    Args:
+        model: the flow.
+        images: integer levels.
+        labels: of the images; None where the model has no classes.
+        key: of the noise.
+        numbers: of the images to take; None: all.
+
+    Raises:
+        RunError: the model has classes, and the images have no labels.
+    """
+    config = model.config
     device = next(model.parameters()).device
-    context = labels_of(model, labels)
-    bits = [
-        model.bits_per_dim(
-            torch.from_numpy(images[start : start + _BATCH]).to(device),
-            None if context is None else context[start : start + _BATCH],
-            generator=generator,
-        )
-        for start in range(0, len(images), _BATCH)
-    ]
-    return torch.cat(bits).double().mean().item()
+    labels = labels_of(model, labels)
+    numbers = np.arange(len(images)) if numbers is None else numbers
+    parts = [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
+    bits = [torch.empty(0, dtype=torch.float64)]
+    for x, context in load_batches(images, labels, config.quantization, parts, key=key):
+        log_prob = model.log_prob(x.to(device), context).cpu().double()
+        # x lies in [0, 1]: its density is Q^D times that of the levels.
+        nats_per_dim = -log_prob / math.prod(config.image_shape)
+        bits.append(nats_per_dim / math.log(2) + math.log2(config.quantization))
+    return torch.cat(bits)
+
+
+def importance_weighted(draws: torch.Tensor, dims: int) -> torch.Tensor:
+    """Bits/dim from several draws of the noise for each image, ``(draws, images)``.
+
+    With ``p(x | u)`` of draw u, ``P(x) >= exp E_u log p`` is what one draw estimates; the bound
+    ``E log (1/K sum_k p(x | u_k))`` lies between it and ``log P(x)``, and rises with K (Burda,
+    Grosse and Salakhutdinov, *Importance Weighted Autoencoders*, ICLR 2016).
+    """
+    nats = -draws * (dims * math.log(2))
+    log_mean = torch.logsumexp(nats, 0) - math.log(len(draws))
+    return -log_mean / (dims * math.log(2))
 
 
 @torch.no_grad()
-def evaluate(model: InverseFlow, data: ImageData) -> dict[str, Any]:
+def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1) -> dict[str, Any]:
     """Measure a model on the test images.
 
+    Args:
+        model: the flow, in evaluation mode.
+        data: the images.
+        importance_samples: K, draws of the noise for the importance-weighted bound.
+
     Returns:
-        ``test_bits_per_dim``; ``reconstruction_max_error``, the largest ``|x - decode(encode(x))|``
-        over all dequantized test images, whose values lie in [0, 1]; ``sample_seconds_per_100`` and
-        ``forward_seconds_per_100``, medians of the wall time to sample or to encode 100 images;
+        ``test_bits_per_dim``, with one draw of the noise; ``test_nats``, the same as the negative
+        log-likelihood of an image in nats; with K above 1 ``importance_weighted_bits_per_dim``, see
+        :func:`importance_weighted`, and ``importance_samples``; ``reconstruction_max_error``, the
+        largest ``|x - decode(encode(x))|`` over all dequantized test images, whose values lie in
+        [0, 1]; ``sample_seconds_per_100`` and ``forward_seconds_per_100``, medians of the wall time
+        to sample or to encode 100 images, warm, and their ``..._spread``, the least and the most;
         ``parameters``, their number; ``device``, ``threads``, ``versions`` and ``commit`` (of the
         checkout that runs, or None).
 
@@ -95,26 +135,42 @@ def evaluate(model: InverseFlow, data: ImageData) -> dict[str, Any]:
             f"values, but {data.name} has {data.image_shape} with {data.quantization}"
         )
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(_NOISE_SEED)
-    test = torch.from_numpy(data.test).to(device)
-    context = labels_of(model, data.test_labels)
+    dims = math.prod(config.image_shape)
+    draws = torch.stack(
+        [
+            bits_per_dim(model, data.test, data.test_labels, (*TEST_NOISE, draw))
+            for draw in range(importance_samples)
+        ]
+    )
+    bits = draws[0].mean().item()
+    figures: dict[str, Any] = {"test_bits_per_dim": bits, "test_nats": bits * dims * math.log(2)}
+    if importance_samples > 1:
+        bound = importance_weighted(draws, dims).mean().item()
+        figures["importance_weighted_bits_per_dim"] = bound
+        figures["importance_samples"] = importance_samples
+    labels = labels_of(model, data.test_labels)
+    numbers = np.arange(len(data.test))
+    parts = [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
     error = 0.0
-    for indices in torch.arange(len(test)).split(_BATCH):
-        labels = None if context is None else context[indices]
-        x, _ = model.dequantize(test[indices], generator=generator)
-        again = model.decode(model.encode(x, labels), labels)
+    for x, context in load_batches(data.test, labels, config.quantization, parts, key=TEST_NOISE):
+        x = x.to(device)
+        again = model.decode(model.encode(x, context), context)
         error = max(error, (again - x).abs().max().item())
-    hundred = torch.arange(100) % len(test)
-    labels = None if context is None else context[hundred]
+    figures["reconstruction_max_error"] = error
+    hundred = [np.arange(100) % len(data.test)]
+    (x, context), *_ = load_batches(data.test, labels, config.quantization, hundred, key=TEST_NOISE)
+    x = x.to(device)
+    generator = torch.Generator().manual_seed(0)
+    timed: dict[str, Callable[[], Any]] = {
+        "sample": lambda: model.sample(100, context=every_class(model, 100), generator=generator),
+        "forward": lambda: model.encode(x, context),
+    }
+    for name, work in timed.items():
+        seconds = _seconds(work, device)
+        figures[f"{name}_seconds_per_100"] = statistics.median(seconds)
+        figures[f"{name}_seconds_per_100_spread"] = [min(seconds), max(seconds)]
     return {
-        "test_bits_per_dim": bits_per_dim(model, data.test, data.test_labels),
-        "reconstruction_max_error": error,
-        "sample_seconds_per_100": _median_seconds(
-            lambda: model.sample(100, context=every_class(model, 100), generator=generator), device
-        ),
-        "forward_seconds_per_100": _median_seconds(
-            lambda: model.encode(test[hundred], labels, generator=generator), device
-        ),
+        **figures,
         "parameters": model.num_parameters,
         "device": str(device),
         "threads": {"torch": torch.get_num_threads(), "invconv": invconv.get_num_threads()},
@@ -128,7 +184,8 @@ def evaluate(model: InverseFlow, data: ImageData) -> dict[str, Any]:
     }
 
 
-def _median_seconds(work: Callable[[], Any], device: torch.device) -> float:
+def _seconds(work: Callable[[], Any], device: torch.device) -> list[float]:
+    """Five wall times."""
     times = []
     # The first call warms up and is not counted.
     for _ in range(6):
@@ -137,7 +194,7 @@ def _median_seconds(work: Callable[[], Any], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    return times[1:]
 
 
 def _commit() -> str | None:

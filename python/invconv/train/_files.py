@@ -122,7 +122,8 @@ def load_model(path: str | os.PathLike[str]) -> InverseFlow:
             ) from error
         raise
     try:
-        model = InverseFlow(FlowConfig.from_json(metadata["flow"]))
+        with torch.random.fork_rng(devices=[]):  # for the weights that are overwritten next
+            model = InverseFlow(FlowConfig.from_json(metadata["flow"]))
         model.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise RunError(f"{file}: does not hold a model: {_first_line(error)}") from error

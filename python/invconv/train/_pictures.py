@@ -14,8 +14,9 @@ from torch import Tensor
 
 from invconv.data import ImageData
 from invconv.flows import InverseFlow, Squeeze
-from invconv.train._evaluate import every_class, labels_of
+from invconv.train._evaluate import TEST_NOISE, every_class, labels_of
 from invconv.train._files import write_atomic
+from invconv.train._loader import load_batches
 
 # A little below 1: fewer odd shapes, at some cost in variety. The title says it.
 _TEMPERATURE = 0.8
@@ -74,9 +75,10 @@ def _latent_image(model: InverseFlow, latents: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def save_reconstruction(path: Path, model: InverseFlow, data: ImageData) -> None:
     """Write ten test images, their latents, and the images decoded from these."""
-    images = torch.from_numpy(data.test[:10]).to(next(model.parameters()).device)
-    x, _ = model.dequantize(images, generator=torch.Generator().manual_seed(0))
-    labels = labels_of(model, None if data.test_labels is None else data.test_labels[:10])
+    first = [np.arange(min(10, len(data.test)))]
+    known = labels_of(model, data.test_labels)
+    (x, labels), *_ = load_batches(data.test, known, data.quantization, first, key=TEST_NOISE)
+    x = x.to(next(model.parameters()).device)
     latents = model.encode(x, labels)
     again = model.decode(latents, labels)
     # Three standard deviations to either side of gray.

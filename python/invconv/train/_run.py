@@ -34,7 +34,7 @@ def new_config(
         seed: any number from 0.
         conditional: model each class of the images.
         reversible: see :class:`invconv.flows.FlowConfig`.
-        given: ``epochs``, ``batch_size``, ``lr``; None means the preset's.
+        given: other fields of :class:`TrainConfig`; None means the preset's, or the default.
 
     Raises:
         RunError: a value is outside its range, the images do not fit the model, or they have no
