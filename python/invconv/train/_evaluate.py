@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 import invconv
-from invconv.data import ImageData, Images, Labels
+from invconv.data import ImageData, ImageSet, Indices
 from invconv.flows import InverseFlow
 from invconv.train._files import RunError
-from invconv.train._loader import Indices, load_batches
+from invconv.train._loader import load_batches
 
 # Keys of the dequantization noise of every evaluation, so that a figure can be printed again.
 VALIDATION_NOISE = (1,)
@@ -39,19 +39,19 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def labels_of(model: InverseFlow, labels: Labels | None) -> Labels | None:
-    """The labels that the model takes: None if it has no classes.
+def as_modelled(model: InverseFlow, images: ImageSet) -> ImageSet:
+    """The images as the model takes them: without labels if it has no classes.
 
     Raises:
         RunError: the model has classes, and the images have no labels.
     """
     if model.config.num_classes == 0:
-        return None
-    if labels is None:
+        return ImageSet(images.images)
+    if images.labels is None:
         raise RunError(
             f"the model is of {model.config.num_classes} classes; these images have none"
         )
-    return labels
+    return images
 
 
 def every_class(model: InverseFlow, n: int) -> torch.Tensor | None:
@@ -63,8 +63,7 @@ def every_class(model: InverseFlow, n: int) -> torch.Tensor | None:
 @torch.no_grad()
 def bits_per_dim(
     model: InverseFlow,
-    images: Images,
-    labels: Labels | None,
+    images: ImageSet,
     key: tuple[int, ...],
     numbers: Indices | None = None,
 ) -> torch.Tensor:
@@ -72,8 +71,7 @@ def bits_per_dim(
 
     Args:
         model: the flow.
-        images: integer levels.
-        labels: of the images; None where the model has no classes.
+        images: integer levels, and labels if the model has classes.
         key: of the noise.
         numbers: of the images to take; None: all.
 
@@ -82,11 +80,11 @@ def bits_per_dim(
     """
     config = model.config
     device = next(model.parameters()).device
-    labels = labels_of(model, labels)
+    images = as_modelled(model, images)
     numbers = np.arange(len(images)) if numbers is None else numbers
     parts = [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
     bits = [torch.empty(0, dtype=torch.float64)]
-    for x, context in load_batches(images, labels, config.quantization, parts, key=key):
+    for x, context in load_batches(images, config.quantization, parts, key=key):
         log_prob = model.log_prob(x.to(device), context).cpu().double()
         # x lies in [0, 1]: its density is Q^D times that of the levels.
         nats_per_dim = -log_prob / math.prod(config.image_shape)
@@ -137,10 +135,7 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
     device = next(model.parameters()).device
     dims = math.prod(config.image_shape)
     draws = torch.stack(
-        [
-            bits_per_dim(model, data.test, data.test_labels, (*TEST_NOISE, draw))
-            for draw in range(importance_samples)
-        ]
+        [bits_per_dim(model, data.test, (*TEST_NOISE, draw)) for draw in range(importance_samples)]
     )
     bits = draws[0].mean().item()
     figures: dict[str, Any] = {"test_bits_per_dim": bits, "test_nats": bits * dims * math.log(2)}
@@ -148,17 +143,17 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
         bound = importance_weighted(draws, dims).mean().item()
         figures["importance_weighted_bits_per_dim"] = bound
         figures["importance_samples"] = importance_samples
-    labels = labels_of(model, data.test_labels)
+    test = as_modelled(model, data.test)
     numbers = np.arange(len(data.test))
     parts = [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
     error = 0.0
-    for x, context in load_batches(data.test, labels, config.quantization, parts, key=TEST_NOISE):
+    for x, context in load_batches(test, config.quantization, parts, key=TEST_NOISE):
         x = x.to(device)
         again = model.decode(model.encode(x, context), context)
         error = max(error, (again - x).abs().max().item())
     figures["reconstruction_max_error"] = error
     hundred = [np.arange(100) % len(data.test)]
-    (x, context), *_ = load_batches(data.test, labels, config.quantization, hundred, key=TEST_NOISE)
+    (x, context), *_ = load_batches(test, config.quantization, hundred, key=TEST_NOISE)
     x = x.to(device)
     generator = torch.Generator().manual_seed(0)
     timed: dict[str, Callable[[], Any]] = {

@@ -18,10 +18,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from invconv.data import ImageData
+from invconv.data import ImageData, Indices
 from invconv.flows import InverseFlow
 from invconv.train._config import TrainConfig
-from invconv.train._evaluate import VALIDATION_NOISE, bits_per_dim, evaluate, labels_of
+from invconv.train._evaluate import VALIDATION_NOISE, as_modelled, bits_per_dim, evaluate
 from invconv.train._files import (
     RunError,
     load_model,
@@ -30,7 +30,7 @@ from invconv.train._files import (
     write_atomic,
     write_tensors,
 )
-from invconv.train._loader import Indices, load_batches
+from invconv.train._loader import load_batches
 from invconv.train._log import Log
 from invconv.train._pictures import save_curve, save_reconstruction, save_samples
 
@@ -146,7 +146,7 @@ class _Epochs:
     ) -> None:
         self.config, self.data, self.state = config, data, state
         self.accelerator, self.workers = accelerator, workers
-        self.images, self.labels = data.train, labels_of(state.model, data.train_labels)
+        self.images = as_modelled(state.model, data.train)
         shares = accelerator.num_processes * config.accumulate
         if self.batches_of(1)[-1].size < shares:
             raise RunError(
@@ -181,7 +181,6 @@ class _Epochs:
         batches = self.batches_of(epoch)
         loader = load_batches(
             self.images,
-            self.labels,
             self.data.quantization,
             [part for batch in batches[state.batch :] for part in self.parts(batch)],
             key=(config.seed, epoch),
@@ -244,7 +243,6 @@ class _Epochs:
         bits = bits_per_dim(
             self.state.averaged(),
             self.data.validation,
-            self.data.validation_labels,
             VALIDATION_NOISE,
             share,
         )
@@ -324,9 +322,9 @@ def train(
     else:
         # ActNorm starts from the first images.
         first = [np.arange(min(500, len(data.train)))]
-        labels = labels_of(state.model, data.train_labels)
+        train_images = as_modelled(state.model, data.train)
         key = (config.seed, 0)
-        x, context = next(load_batches(data.train, labels, data.quantization, first, key=key))
+        x, context = next(load_batches(train_images, data.quantization, first, key=key))
         state.model.train()
         with torch.no_grad():
             state.model(x.to(device), context)

@@ -8,15 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from invconv.data import Images, Labels
+from invconv.data import Images, ImageSet, Indices
 
 Batch = tuple[Tensor, Tensor | None]
-Indices = npt.NDArray[np.int64]
 
 
 def _random(key: Sequence[int], number: int) -> np.random.Generator:
@@ -42,20 +40,20 @@ class _Dequantized(Dataset[Any]):
 
     def __init__(
         self,
-        images: Images,
-        labels: Labels | None,
+        images: ImageSet,
         quantization: int,
         key: Sequence[int],
         shift: bool,
         flip: bool,
     ) -> None:
-        self.images, self.labels = images, labels
+        self.images = images
         self.quantization, self.key = quantization, key
         self.shift, self.flip = shift, flip
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         """The batch of these images; DataLoader asks for all of them at once."""
-        images = self.images[np.asarray(numbers)]
+        chosen = np.asarray(numbers)
+        images = self.images.images[chosen]
         result = np.empty(images.shape, np.float32)
         # A little below 1: the sum must not round up to the next level, which is another image.
         largest = 1 - np.spacing(np.float32(self.quantization))
@@ -67,13 +65,15 @@ class _Dequantized(Dataset[Any]):
                 image = image[:, :, ::-1]
             noise = np.minimum(random.random(image.shape, np.float32), largest)
             result[at] = (image + noise) / np.float32(self.quantization)
-        labels = None if self.labels is None else torch.from_numpy(self.labels[np.asarray(numbers)])
-        return torch.from_numpy(result), labels
+        labels = self.images.labels
+        return (
+            torch.from_numpy(result),
+            None if labels is None else torch.from_numpy(labels[chosen]),
+        )
 
 
 def load_batches(
-    images: Images,
-    labels: Labels | None,
+    images: ImageSet,
     quantization: int,
     batches: Iterable[Indices],
     *,
@@ -85,8 +85,7 @@ def load_batches(
     """Dequantized batches, float32 ``(n, C, H, W)`` in [0, 1), each with its labels, in order.
 
     Args:
-        images: integer levels 0 ... Q - 1.
-        labels: of the images, or None.
+        images: integer levels 0 ... Q - 1, and labels or none.
         quantization: Q.
         batches: the numbers of the images of each batch.
         key: integers from 0; with an image's number they are the seed of its random numbers.
@@ -94,7 +93,7 @@ def load_batches(
         flip: mirror half of the images left to right.
         workers: processes that make batches ahead; 0: none beside this one.
     """
-    dataset = _Dequantized(images, labels, quantization, key, shift, flip)
+    dataset = _Dequantized(images, quantization, key, shift, flip)
     loader = DataLoader(
         dataset,
         batch_sampler=[batch.tolist() for batch in batches],

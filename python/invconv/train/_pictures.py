@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invconv.data import ImageData
 from invconv.flows import InverseFlow, Squeeze
-from invconv.train._evaluate import TEST_NOISE, every_class, labels_of
+from invconv.train._evaluate import TEST_NOISE, as_modelled, every_class
 from invconv.train._files import write_atomic
 from invconv.train._loader import load_batches
 
@@ -76,8 +76,8 @@ def _latent_image(model: InverseFlow, latents: Sequence[Tensor]) -> Tensor:
 def save_reconstruction(path: Path, model: InverseFlow, data: ImageData) -> None:
     """Write ten test images, their latents, and the images decoded from these."""
     first = [np.arange(min(10, len(data.test)))]
-    known = labels_of(model, data.test_labels)
-    (x, labels), *_ = load_batches(data.test, known, data.quantization, first, key=TEST_NOISE)
+    test = as_modelled(model, data.test)
+    (x, labels), *_ = load_batches(test, data.quantization, first, key=TEST_NOISE)
     x = x.to(next(model.parameters()).device)
     latents = model.encode(x, labels)
     again = model.decode(latents, labels)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from invconv import flows
-from invconv.data import BUILT_IN, ImageData
+from invconv.data import ImageData, is_name
 from invconv.train._config import PRESETS, TrainConfig
 from invconv.train._files import RunError, write_atomic
 
@@ -70,14 +70,20 @@ def new_config(
 
 def absolute_source(source: str) -> str:
     """A folder as its absolute path, so that a run resumes from any directory."""
-    return source if source in BUILT_IN else str(Path(source).resolve())
+    return source if is_name(source) else str(Path(source).resolve())
 
 
 def checksum(data: ImageData) -> str:
-    """A short word that differs when the images or their split do."""
+    """A short word that differs when the images or their split do.
+
+    Of images in memory all count; of those on the disk the files' names and sizes.
+    """
     crc = 0
     for part in (data.train, data.validation, data.test):
-        crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
+        if isinstance(part.images, np.ndarray):
+            crc = zlib.crc32(np.ascontiguousarray(part.images).data, crc)
+        else:
+            crc = zlib.crc32(part.images.fingerprint.encode(), crc)
     return f"{crc:08x}"
 
 

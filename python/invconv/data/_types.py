@@ -1,0 +1,98 @@
+"""Images, their labels, and the errors in them."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
+
+
+class UserError(Exception):
+    """Something outside the program is wrong; the message is one line for the user."""
+
+
+class DataError(UserError):
+    """The images cannot be had."""
+
+
+class LazyImages(Protocol):
+    """Images of one shape that are read when they are asked for."""
+
+    @property
+    def shape(self) -> Any:
+        """(n, C, H, W)."""
+
+    def __len__(self) -> int:
+        """How many there are: n."""
+
+    def __getitem__(self, numbers: Indices, /) -> Images:
+        """The images of these numbers, ``(len(numbers), C, H, W)`` uint8."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these images from others without reading all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images, and the class of each from 0, or None where the source has no classes."""
+
+    images: Images | LazyImages
+    labels: Labels | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, numbers: Indices) -> "ImageSet":
+        """The images of these numbers, in this order; in memory if all are."""
+        labels = None if self.labels is None else self.labels[numbers]
+        if isinstance(self.images, np.ndarray):
+            return ImageSet(self.images[numbers], labels)
+        return ImageSet(_Selection(self.images, numbers), labels)
+
+
+class _Selection:
+    """Some images of a source that is not in memory."""
+
+    def __init__(self, source: LazyImages, numbers: Indices) -> None:
+        self._source, self._numbers = source, numbers
+        self.shape = (len(numbers), *source.shape[1:])
+        self.fingerprint = f"{source.fingerprint} {numbers.tolist()[:3]} {len(numbers)}"
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, numbers: Indices) -> Images:
+        return self._source[self._numbers[numbers]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageData:
+    """Images split into three sets.
+
+    Attributes:
+        name: short, fit for a file name.
+        quantization: Q, how many values a channel can take: 0 ... Q - 1. Bits per dimension refer
+            to these values.
+        train: for the weights.
+        validation: for choices made while training.
+        test: for the final figure alone.
+        num_classes: how many classes there are; 0 where the source has none.
+    """
+
+    name: str
+    quantization: int
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    num_classes: int = 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w

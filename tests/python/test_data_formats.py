@@ -1,0 +1,354 @@
+"""invconv.data: the files of known data sets, which the tests write themselves."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from invconv.data import DataError, ImageSet, _folder, load
+from invconv.train import checksum
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def pattern(n: int, *shape: int, seed: int = 0) -> Bytes:
+    return np.random.RandomState(seed).randint(0, 256, (n, *shape)).astype(np.uint8)
+
+
+def content(part: ImageSet) -> Bytes:
+    return np.asarray(part.images[np.arange(len(part))])
+
+
+def assert_holds(part: ImageSet, images: Bytes, labels: npt.NDArray[Any] | None) -> None:
+    """The part is some of the images, each with its own label."""
+    index = {image.tobytes(): at for at, image in enumerate(images)}
+    places = [index[image.tobytes()] for image in content(part)]
+    assert len(set(places)) == len(part)
+    if labels is None:
+        assert part.labels is None
+    else:
+        assert part.labels is not None and part.labels.tolist() == labels[places].tolist()
+
+
+def assert_split(data: Any, train: Any, test: Any, labels: Any, test_labels: Any) -> None:
+    """A tenth of the training images are for validation; the test images stay together."""
+    assert len(data.train) + len(data.validation) == len(train)
+    assert len(data.validation) == len(train) // 10
+    assert_holds(data.train, train, labels)
+    assert_holds(data.validation, train, labels)
+    both = np.concatenate([content(data.train), content(data.validation)])
+    assert len(np.unique(both, axis=0)) == len(train)
+    np.testing.assert_array_equal(content(data.test), test)
+    assert (data.test.labels is None) == (test_labels is None)
+    if test_labels is not None:
+        np.testing.assert_array_equal(data.test.labels, test_labels)
+        assert data.num_classes == 1 + max(labels.max(), test_labels.max())
+
+
+# --- IDX --------------------------------------------------------------------------------------
+
+
+def idx(values: Bytes) -> bytes:
+    head = bytes([0, 0, 8, values.ndim]) + b"".join(
+        size.to_bytes(4, "big") for size in values.shape
+    )
+    return head + values.tobytes()
+
+
+def write_idx(folder: Path, packed: bool = False, dot: bool = False) -> tuple[Bytes, ...]:
+    sets = (pattern(40, 6, 5), pattern(8, 6, 5, seed=1))
+    labels = (np.arange(40, dtype=np.uint8) % 7, np.arange(8, dtype=np.uint8) % 7)
+    folder.mkdir(exist_ok=True)
+    for name, images, of_images in zip(("train", "t10k"), sets, labels, strict=True):
+        for kind, axes, values in (("images", 3, images), ("labels", 1, of_images)):
+            file = f"{name}-{kind}{'.' if dot else '-'}idx{axes}-ubyte{'.gz' if packed else ''}"
+            written = idx(values)
+            (folder / file).write_bytes(gzip.compress(written) if packed else written)
+    return *sets, *labels
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dot", [False, True])
+def test_idx(tmp_path: Path, packed: bool, dot: bool) -> None:
+    train, test, labels, test_labels = write_idx(tmp_path / "mnist", packed, dot)
+    data = load(tmp_path / "mnist")
+    assert (data.name, data.quantization, data.image_shape) == ("mnist", 256, (1, 6, 5))
+    assert_split(data, train[:, None], test[:, None], labels, test_labels)
+
+
+def test_idx_without_labels_has_no_classes(tmp_path: Path) -> None:
+    train, test, *_ = write_idx(tmp_path)
+    for path in tmp_path.glob("*labels*"):
+        path.unlink()
+    data = load(tmp_path)
+    assert data.num_classes == 0
+    assert_split(data, train[:, None], test[:, None], None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("train-images-idx3-ubyte", lambda b: b[:-1], "truncated, or not IDX: expected 40 x 6 x 5"),
+        ("train-images-idx3-ubyte", lambda b: b[:9], "truncated: it ends before"),
+        ("train-images-idx3-ubyte", lambda b: b"", "magic number 0x00000803.* an empty file"),
+        ("t10k-images-idx3-ubyte", lambda b: b"\1" + b[1:], "magic number .* got 0x01000803"),
+        ("t10k-labels-idx1-ubyte", lambda b: idx(np.zeros(9, np.uint8)), "label for each of the 8"),
+    ],
+)
+def test_damaged_idx_is_named(tmp_path: Path, name: str, change: Any, message: str) -> None:
+    write_idx(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"{name}: .*{message}"):
+        load(tmp_path)
+
+
+def test_damaged_gzip_and_missing_half_are_named(tmp_path: Path) -> None:
+    write_idx(tmp_path, packed=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
+        load(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match="no train-images-idx3-ubyte beside the other IDX files"):
+        load(tmp_path)
+
+
+# --- CIFAR-10 ---------------------------------------------------------------------------------
+
+
+def write_cifar(folder: Path) -> tuple[Bytes, Bytes, Bytes, Bytes]:
+    images, test = pattern(25, 3, 32, 32), pattern(4, 3, 32, 32, seed=1)
+    labels = np.arange(25, dtype=np.uint8) % 10
+    for number in range(5):
+        part = slice(5 * number, 5 * number + 5)
+        records = np.column_stack([labels[part], images[part].reshape(5, -1)])
+        records.astype(np.uint8).tofile(folder / f"data_batch_{number + 1}.bin")
+    np.column_stack([labels[:4], test.reshape(4, -1)]).astype(np.uint8).tofile(
+        folder / "test_batch.bin"
+    )
+    return images, test, labels, labels[:4]
+
+
+def test_cifar10(tmp_path: Path) -> None:
+    written = write_cifar(tmp_path)
+    data = load(tmp_path)
+    assert (data.image_shape, data.num_classes) == ((3, 32, 32), 10)
+    assert_split(data, *written)
+
+
+def test_damaged_cifar10_is_named(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    path = tmp_path / "data_batch_3.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"data_batch_3\.bin: truncated, .* records of 3073 bytes"):
+        load(tmp_path)
+    path.write_bytes(b"\x0a" + whole[1:])
+    with pytest.raises(DataError, match=r"data_batch_3\.bin: expected labels from 0 to 9.* got 10"):
+        load(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"data_batch_3\.bin: cannot be read"):
+        load(tmp_path)
+
+
+# --- downsampled ImageNet ---------------------------------------------------------------------
+
+
+def write_npz(folder: Path, packed: bool) -> tuple[Bytes, Bytes, Bytes, Bytes]:
+    images, test = pattern(33, 3, 8, 8), pattern(5, 3, 8, 8, seed=1)
+    labels = np.arange(33) % 6
+    save = np.savez_compressed if packed else np.savez
+    # Ten and more files, whose order is not that of their names.
+    for number, part in enumerate(np.array_split(np.arange(33), 11), 1):
+        save(
+            folder / f"train_data_batch_{number}.npz",
+            data=images[part].reshape(len(part), -1),
+            labels=labels[part] + 1,
+            mean=np.zeros(192),
+        )
+    save(folder / "val_data.npz", data=test.reshape(5, -1), labels=(labels[:5] + 1).tolist())
+    return images, test, labels, labels[:5]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_imagenet(tmp_path: Path, packed: bool) -> None:
+    written = write_npz(tmp_path, packed)
+    data = load(tmp_path)
+    assert (data.image_shape, data.num_classes) == ((3, 8, 8), 6)
+    assert_split(data, *written)
+    # Any numbers in any order, across files.
+    chosen = np.array([20, 3, 3, 0, 29])
+    np.testing.assert_array_equal(data.train.images[chosen], content(data.train)[chosen])
+
+
+def test_stored_arrays_stay_on_the_disk(tmp_path: Path) -> None:
+    """What is read of them is what the file holds by then."""
+    write_npz(tmp_path, packed=False)
+    data = load(tmp_path)
+    before = content(data.test)
+    path = tmp_path / "val_data.npz"
+    raw = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(raw.replace(before.tobytes(), (255 - before).tobytes()))
+    np.testing.assert_array_equal(content(data.test), 255 - before)
+
+
+def test_damaged_npz_is_named(tmp_path: Path) -> None:
+    write_npz(tmp_path, packed=True)
+    path = tmp_path / "train_data_batch_2.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"train_data_batch_2\.npz: no array 'data' can be read"):
+        load(tmp_path)
+    np.savez(path, data=np.zeros((3, 191), np.uint8), labels=np.ones(3))
+    with pytest.raises(DataError, match=r"batch_2\.npz: expected 'data' of shape \(n, 3 S S\)"):
+        load(tmp_path)
+    np.savez(path, data=np.zeros((3, 192), np.uint8), labels=np.zeros(3))
+    with pytest.raises(DataError, match=r"batch_2\.npz: expected 3 'labels' from 1"):
+        load(tmp_path)
+    np.savez(path, data=np.zeros((3, 12), np.uint8), labels=np.ones(3))
+    with pytest.raises(DataError, match=r"images of \[2, 8\] pixels to a side together"):
+        load(tmp_path)
+    (tmp_path / "val_data.npz").unlink()
+    with pytest.raises(DataError, match=r"train_data_batch_\*\.npz together with val_data\.npz"):
+        load(tmp_path)
+
+
+class Poison:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("poisoned",)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_nothing_is_unpickled(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path, packed)
+    save = np.savez_compressed if packed else np.savez
+    poison = np.array([Poison()], object)
+    save(tmp_path / "val_data.npz", data=poison, labels=np.ones(1))
+    with pytest.raises(DataError, match=r"val_data\.npz: no array 'data' can be read"):
+        load(tmp_path)
+    assert not (tmp_path / "poisoned").exists()
+    pickle.loads(pickle.dumps(Poison()))  # it would have shown
+    assert (tmp_path / "poisoned").exists()
+
+
+# --- folders that are split -------------------------------------------------------------------
+
+
+def write_folders(folder: Path, test: str, classes: bool) -> tuple[Bytes, Bytes, Any, Any]:
+    images, others = pattern(30, 6, 4, 3), pattern(6, 6, 4, 3, seed=1)
+    for part, pictures in (("train", images), (test, others)):
+        for number, image in enumerate(pictures):
+            where = folder / part / (f"class {number % 3}" if classes else "") / f"{number:02}.png"
+            where.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(where)
+    labels = [np.arange(n) % 3 if classes else None for n in (30, 6)]
+    return images.transpose(0, 3, 1, 2), others.transpose(0, 3, 1, 2), *labels
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+@pytest.mark.parametrize("classes", [True, False])
+def test_folders_train_and_test(tmp_path: Path, test: str, classes: bool) -> None:
+    train, others, labels, test_labels = write_folders(tmp_path, test, classes)
+    data = load(tmp_path)
+    order = np.argsort(np.arange(6) % 3, kind="stable") if classes else np.arange(6)
+    expected = None if test_labels is None else test_labels[order]
+    assert_split(data, train, others[order], labels, expected)
+
+
+def test_other_classes_in_the_test_folder_are_none(tmp_path: Path) -> None:
+    write_folders(tmp_path, "test", True)
+    (tmp_path / "test" / "class 0").rename(tmp_path / "test" / "class 7")
+    assert load(tmp_path).num_classes == 0
+
+
+def test_an_empty_test_folder_is_named(tmp_path: Path) -> None:
+    write_folders(tmp_path, "test", False)
+    for path in (tmp_path / "test").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"test: no image files"):
+        load(tmp_path)
+
+
+def test_large_folders_are_decoded_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folders(tmp_path, "test", True)
+    in_memory = load(tmp_path)
+    monkeypatch.setattr(_folder, "MOST_IN_MEMORY", 100)
+    data = load(tmp_path)
+    for part in ("train", "validation", "test"):
+        one, other = getattr(data, part), getattr(in_memory, part)
+        assert not isinstance(one.images, np.ndarray) and isinstance(other.images, np.ndarray)
+        np.testing.assert_array_equal(content(one), content(other))
+        np.testing.assert_array_equal(one.labels, other.labels)
+    before = checksum(data)
+    assert checksum(load(tmp_path)) == before
+    path = next((tmp_path / "train").rglob("*.png"))
+    path.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=rf"{path.name}: cannot be read as an image"):
+        content(data.train)
+        content(data.validation)
+    Image.fromarray(np.zeros((6, 4, 3), np.uint8)).save(path)
+    assert checksum(load(tmp_path)) != before
+
+
+# --- the hub ----------------------------------------------------------------------------------
+
+
+def write_hub(folder: Path) -> tuple[Bytes, Bytes, Any, Any]:
+    import datasets
+
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
+    train, test = pattern(20, 4, 5, 3), pattern(5, 4, 5, 3, seed=1)
+    labels = [np.arange(n) % 3 for n in (20, 5)]
+    for name, images, of_images in zip(("train", "test"), (train, test), labels, strict=True):
+        rows = {"img": [Image.fromarray(i) for i in images], "label": of_images.tolist()}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        table.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    return train.transpose(0, 3, 1, 2), test.transpose(0, 3, 1, 2), *labels
+
+
+def test_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder like one of the hub's stands for it: the tests have no network."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    written = write_hub(tmp_path / "flowers")
+    data = load(f"hf:{tmp_path / 'flowers'}")
+    assert (data.name, data.image_shape, data.num_classes) == ("flowers", (3, 4, 5), 3)
+    assert_split(data, *written)
+
+
+def test_the_hub_out_of_reach_is_one_line() -> None:
+    code = (
+        "from invconv.data import load, DataError\n"
+        "try:\n    load('hf:nobody/nothing')\nexcept DataError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.stdout.startswith("hf:nobody/nothing: cannot be loaded: ")
+    assert done.stdout.count("\n") == 1
