@@ -169,7 +169,7 @@ class FlowConfig:
 _SIZES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"levels": 2, "steps": 1, "hidden": 8},
     "small": {"levels": 2, "steps": 4, "hidden": 64},
-    "mnist": {"levels": 2, "steps": 16, "hidden": 182},
+    "mnist": {"levels": 2, "steps": 16, "hidden": 184},
     "cifar10": {"levels": 2, "steps": 16, "hidden": 132},
     "imagenet32": {"levels": 3, "steps": 48, "hidden": 256},
     "imagenet64": {"levels": 4, "steps": 48, "hidden": 256},
@@ -231,7 +231,7 @@ class InverseFlow(torch.nn.Module):
 
         >>> from invconv.flows import PRESETS
         >>> f"{InverseFlow(image_shape=(1, 28, 28), **PRESETS['mnist']).num_parameters:,}"
-        '1,607,849'
+        '1,637,429'
         >>> f"{InverseFlow(image_shape=(3, 32, 32), **PRESETS['cifar10']).num_parameters:,}"
         '1,764,159'
     """
