@@ -131,6 +131,21 @@ def test_logabsdet_is_a_fresh_vector_of_the_inputs_kind(
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_do_not_depend_on_what_is_asked_for(name: str, dtype: torch.dtype) -> None:
+    layer, z = build(name, dtype), build(name, dtype)(images(dtype))[0].detach()
+    x, logabsdet = layer.inverse(z)
+    assert torch.equal(layer.decode(z), x)
+    with torch.no_grad():
+        assert torch.equal(layer.decode(z), x)
+        for ours, expected in zip(layer.inverse(z), (x, logabsdet), strict=True):
+            assert torch.equal(ours, expected)
+        forward = layer(x)
+    for ours, expected in zip(forward, layer(x.detach()), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_gradients_reach_every_parameter(name: str) -> None:
     layer, x = build(name), images().requires_grad_()
     for function in (layer, layer.inverse):
@@ -354,6 +369,19 @@ def test_spline_is_monotonic_and_inverts_with_extreme_parameters() -> None:
     again, _ = layer.inverse(z)
     # Slopes reach from 1e-6 (two flat knots around a flat bin) to 1e6: as many digits are lost.
     torch.testing.assert_close(again, x, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("bins", [128, 129, 500])
+def test_spline_of_many_pieces_without_gradients(bins: int) -> None:
+    # They are counted in integers of 8 bits where those suffice.
+    layer = RationalQuadraticSpline(2, bins).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.linspace(-3.5, 3.5, 4001, dtype=torch.float64).expand(1, 2, 1, 4001)
+    expected = layer(x)
+    with torch.no_grad():
+        for ours, value in zip(layer(x), expected, strict=True):
+            assert torch.equal(ours, value)
 
 
 @pytest.mark.parametrize("arguments", [(0,), (3, 1), (3, 501), (3, 8, 0.0), (3, 8, float("nan"))])

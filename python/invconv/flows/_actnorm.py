@@ -65,8 +65,11 @@ class ActNorm(Bijection):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`; never initialises."""
-        x = z * self.log_std.exp().view(-1, 1, 1) + self.mean.view(-1, 1, 1)
-        return x, per_image(z, self._log_volume(z))
+        return self.decode(z), per_image(z, self._log_volume(z))
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same without the volume."""
+        return z * self.log_std.exp().view(-1, 1, 1) + self.mean.view(-1, 1, 1)
 
     def _log_volume(self, x: Tensor) -> Tensor:
         return x.shape[-2] * x.shape[-1] * self.log_std.sum()

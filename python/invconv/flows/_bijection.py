@@ -25,6 +25,10 @@ class Bijection(torch.nn.Module, abc.ABC):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map latent to image: return ``(x, log|det dx/dz|)``."""
 
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map latent to image: return x alone, for samples, whose volumes nobody asks for."""
+        return self.inverse(z, context)[0]
+
 
 def per_image(x: Tensor, value: Tensor | float = 0.0) -> Tensor:
     """``value`` once for each image of x: fresh memory, so that callers may add to it in place."""
@@ -87,3 +91,9 @@ class Sequential(Bijection):
             z, change = cast(Bijection, layer).inverse(z, context)
             logabsdet = logabsdet + change
         return z, logabsdet
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Apply the layers' inverses from last to first, without their volumes."""
+        for layer in reversed(self.layers):
+            z = cast(Bijection, layer).decode(z, context)
+        return z

@@ -47,7 +47,12 @@ class _Causal(Bijection):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`."""
         logabsdet = per_image(z, -self.module.logabsdet((z.shape[-2], z.shape[-1])))
-        return self.module.inverse(z), logabsdet
+        return self.decode(z), logabsdet
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same without the volume."""
+        x: Tensor = self.module.inverse(z)
+        return x
 
 
 class InverseConvolution(_Causal):
@@ -160,16 +165,13 @@ class Convolution1x1(Bijection):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Multiply by ``W^-1``."""
         with without_autocast(z):
-            log_pivots, lower, upper = self._factors()
-            # L^-1 P^T, as the rows of P L times it are those of the identity.
-            identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-            permuted = identity[self.rows].mT
-            inverse = torch.linalg.solve_triangular(
-                upper,
-                torch.linalg.solve_triangular(lower, permuted, upper=False, unitriangular=True),
-                upper=True,
-            )
-            return self._times(inverse, z), -self._volume(z, log_pivots)
+            log_pivots, *factors = self._factors()
+            return self._times(self._inverse(*factors), z), -self._volume(z, log_pivots)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same without the volume."""
+        with without_autocast(z):
+            return self._times(self._inverse(*self._factors()[1:]), z)
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """``log|s|``, L and ``U + diag(s)`` in float64."""
@@ -178,6 +180,13 @@ class Convolution1x1(Bijection):
         identity = torch.eye(len(packed), dtype=packed.dtype, device=packed.device)
         pivots = self.signs.double() * log_pivots.exp()
         return log_pivots, packed.tril(-1) + identity, packed.triu(1) + pivots.diag()
+
+    def _inverse(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """``W^-1 = (U + diag(s))^-1 L^-1 P^T``."""
+        permuted = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)[self.rows].mT
+        half = torch.linalg.solve_triangular(lower, permuted, upper=False, unitriangular=True)
+        inverse: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)
+        return inverse
 
     def _times(self, weight: Tensor, x: Tensor) -> Tensor:
         # A product for each image: matmul would copy x, and differently where gradients are wanted.

@@ -87,9 +87,16 @@ class AffineCoupling(Bijection):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`; the first half is its own condition."""
-        first, second, shift, log_scale = self._split(z, context)
-        x = torch.cat([first, second * log_scale.exp() + shift], 1)
+        x, log_scale = self._undo(z, context)
         return x, sum_over_image(log_scale)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same without the volume."""
+        return self._undo(z, context)[0]
+
+    def _undo(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        first, second, shift, log_scale = self._split(z, context)
+        return torch.cat([first, second * log_scale.exp() + shift], 1), log_scale
 
 
 class SplitPrior(AffineCoupling):

@@ -504,11 +504,11 @@ class InverseFlow(torch.nn.Module):
         *finals, x = (z.to(self._like.dtype) for z in latents)
         for index in reversed(range(len(self.levels))):
             if index < len(finals):
-                x, _ = cast(SplitPrior, self.priors[index]).inverse(
+                x = cast(SplitPrior, self.priors[index]).decode(
                     torch.cat([x, finals[index]], 1), condition
                 )
-            x, _ = cast(Sequential, self.levels[index]).inverse(x, condition)
-        x, _ = self.marginal.inverse(x)
+            x = cast(Sequential, self.levels[index]).decode(x, condition)
+        x = self.marginal.decode(x)
         # The inverse logit reaches alpha / (1 - 2 alpha) beyond either end.
         return x.clamp(0, 1)
 

@@ -59,3 +59,7 @@ class Reverse(Bijection):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reverse them again."""
         return self.forward(z)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same without the volume."""
+        return z.flip(1)

@@ -61,6 +61,12 @@ class Reversible(Sequential):
         """Apply the layers' inverses from last to first."""
         return cast(tuple[Tensor, Tensor], _recomputed(self, True, context, z))
 
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same without the volumes; with them, where gradients are wanted."""
+        if torch.is_grad_enabled():
+            return self.inverse(z, context)[0]
+        return super().decode(z, context)
+
 
 # Dynamo would trace the backward pass as if nothing were recomputed.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
