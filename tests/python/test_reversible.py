@@ -157,6 +157,21 @@ def test_without_gradients_nothing_is_kept() -> None:
     assert torch.equal(Reversible([])(z)[0], z)
 
 
+def test_decoding_is_the_inverse_without_its_volume() -> None:
+    plain = Sequential(layers()).double()
+    z, _ = plain(images())
+    found = []
+    for flow in (plain, Reversible(plain.layers)):
+        leaf = z.detach().requires_grad_()
+        x = flow.decode(leaf)
+        assert torch.equal(x, plain.inverse(z)[0])
+        with torch.no_grad():
+            assert torch.equal(flow.decode(leaf), x)
+        inputs = [leaf, *flow.parameters()]
+        found.append(torch.autograd.grad(x.square().sum(), inputs, materialize_grads=True))
+    assert_close(list(found[1]), list(found[0]), 1e-12)
+
+
 def test_states_are_those_of_sequential() -> None:
     plain, ours = Sequential(layers()), Reversible(layers(3)[:15])
     plain(images(torch.float32))
