@@ -20,6 +20,7 @@ try:
         capabilities,
         depth,
         field,
+        flows,
         operations,
         operators_table,
         peers,
@@ -247,6 +248,51 @@ def memory_depth(
         console.print(str(results.ROOT / depth.PICTURE), soft_wrap=True)
 
 
+@app.command(name="flows")
+def flows_(
+    sections: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"Of {', '.join(flows.TEXTS)}; all if none is named."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="With train: of each family.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="For invconv and torch.")] = 1,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Spent on each call of all families together.")
+    ] = 20.0,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the figures, and write docs/flows.md.")
+    ] = False,
+) -> None:
+    """Train and time Inverse-Flow, FInC Flow, Glow and a RealNVP-style flow, as in the paper."""
+    unknown = [name for name in sections or [] if name not in flows.TEXTS]
+    if unknown:
+        raise typer.BadParameter(f"expected {', '.join(flows.TEXTS)}, but got {unknown[0]}")
+    for section in sections or flows.TEXTS:
+        run = _start(threads)
+        rows: Rows = {}
+        titles: Sequence[str]
+        if section == "train":
+            chosen = [(s, f) for s in ("mnist5k", "photos") for f in flows.FAMILIES]
+            for source, family in track(chosen, "training", console=console, transient=True):
+                preset = f"small{flows.FAMILIES[family]}"
+                rows[f"{source}, small: {family}"] = flows.train(source, preset, epochs)
+            titles, cells = flows.TRAIN_TITLES, flows.train_rows(rows)
+        elif section == "speed":
+            for size in track(flows.SHAPES, "timing", console=console, transient=True):
+                rows |= flows.speed(size, seconds)
+            titles, cells = flows.SPEED_TITLES, flows.speed_rows(rows)
+        else:
+            values = flows.SIZES if section == "size" else flows.KERNELS
+            for value in track(values, "timing", console=console, transient=True):
+                rows[str(value)] = flows.growth(section, value, seconds / 10)
+            titles, cells = flows.growth_titles(section), flows.growth_rows(rows)
+        _show(titles, cells, run, left=1 if section in ("size", "kernel") else 2)
+        _keep(section, rows, run, save, flows.path_of(run))
+    if save:
+        flows.write_page(flows.path_of(run), report.provenance)
+        console.print(str(flows.PAGE), soft_wrap=True)
+
+
 @app.command(name="operators")
 def operators_(
     names: Annotated[
@@ -363,7 +409,9 @@ def _warn(run: Mapping[str, Any], others: float | None) -> bool:
     return competed
 
 
-def _keep(section: str, rows: Rows, run: dict[str, Any], save: bool) -> None:
+def _keep(
+    section: str, rows: Rows, run: dict[str, Any], save: bool, path: Path | None = None
+) -> None:
     others = run.pop("load").others()
     run["others"] = others
     competed = _warn(run, others)
@@ -371,7 +419,7 @@ def _keep(section: str, rows: Rows, run: dict[str, Any], save: bool) -> None:
         console.print("not kept: measure again on an idle machine, or with fewer threads")
         raise typer.Exit(1)
     if save:
-        path: Path = results.save(section, rows, run)
+        path = results.save(path or results.path_of(run), section, rows, run)
         console.print(f"kept in {path}", soft_wrap=True)
 
 

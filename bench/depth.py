@@ -20,6 +20,7 @@ from invconv import flows
 
 from .memory import peak as peak_of_process
 from .results import ROOT, Rows
+from .tables import save_figure
 
 PICTURE = Path("docs") / "memory-depth.png"
 
@@ -70,7 +71,7 @@ def table_rows(rows: Rows) -> list[list[str]]:
 def plot(rows: Rows, path: Path) -> None:
     """Draw memory against depth."""
     steps: Sequence[int] = [row["steps"] for row in rows.values()]
-    figure = Figure(figsize=(6.5, 4))
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.add_subplot()
     for kind, marker in (("sequential", "s"), ("reversible", "o")):
         values = [row[f"{kind}_bytes"] / 1e6 for row in rows.values()]
@@ -83,9 +84,7 @@ def plot(rows: Rows, path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the version of matplotlib, so that the same figures give the same file.
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _layers(steps: int) -> list[flows.Bijection]:

@@ -71,17 +71,17 @@ def provenance(threads: int) -> dict[str, Any]:
     }
 
 
-def save(section: str, rows: Rows, run: dict[str, Any]) -> Path:
-    """Put the rows of one command into this machine's file and return the file.
+def path_of(run: dict[str, Any]) -> Path:
+    """The file of this machine's kind."""
+    return FOLDER / f"cpu-{run['instruction_set']}.json"
+
+
+def save(path: Path, section: str, rows: Rows, run: dict[str, Any]) -> Path:
+    """Put the rows of one command into a machine's file and return the file.
 
     Rows of earlier runs stay if all that they depend on, but the day and the load, is the same; so
     shapes can be measured one by one.
     """
-    return save_to(FOLDER / f"cpu-{run['instruction_set']}.json", section, rows, run)
-
-
-def save_to(path: Path, section: str, rows: Rows, run: dict[str, Any]) -> Path:
-    """As :func:`save`, into a file of any machine."""
     figures = json.loads(path.read_text()) if path.exists() else {}
     before = figures.get(section, {"run": {}, "rows": {}})
     passing = {"date": None, "others": None}

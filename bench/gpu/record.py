@@ -47,7 +47,7 @@ def file_of(machine: str, folder: Path) -> Path:
 
 def save(section: str, rows: results.Rows, run: dict[str, Any], folder: Path) -> Path:
     """Put the rows of one part into the device's file, as ``bench.results.save`` does."""
-    return results.save_to(file_of(run["machine"], folder), section, rows, run)
+    return results.save(file_of(run["machine"], folder), section, rows, run)
 
 
 def _driver() -> str | None:

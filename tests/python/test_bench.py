@@ -21,6 +21,7 @@ from bench import (
     core,
     depth,
     floors,
+    flows,
     memory,
     operations,
     operators_table,
@@ -342,11 +343,11 @@ def test_extra_memory_sees_copies_of_the_image() -> None:
 
 def test_results_of_one_commit_gather_and_of_another_are_dropped() -> None:
     run = results.provenance(1) | {"dirty": False, "commit": "a"}
-    results.save("solve", {"one": {"ratio": 1}}, run | {"date": "yesterday"})
-    results.save("solve", {"two": {"ratio": 2}}, run)
+    results.save(results.path_of(run), "solve", {"one": {"ratio": 1}}, run | {"date": "yesterday"})
+    results.save(results.path_of(run), "solve", {"two": {"ratio": 2}}, run)
     assert set(saved()["solve"]["rows"]) == {"one", "two"}
-    results.save("conv", {"two": {"ratio": 2}}, run)
-    results.save("solve", {"three": {"ratio": 3}}, run | {"commit": "b"})
+    results.save(results.path_of(run), "conv", {"two": {"ratio": 2}}, run)
+    results.save(results.path_of(run), "solve", {"three": {"ratio": 3}}, run | {"commit": "b"})
     assert set(saved()["solve"]["rows"]) == {"three"}
     assert set(saved()) == {"solve", "conv"}
 
@@ -489,7 +490,7 @@ def test_digits(value: float, text: str) -> None:
 
 def test_the_file_is_named_after_the_instruction_set(tmp_path: Path) -> None:
     run = results.provenance(3)
-    path = results.save("overhead", {"numpy": {"us": 1.5}}, run)
+    path = results.save(results.path_of(run), "overhead", {"numpy": {"us": 1.5}}, run)
     assert path.name == f"cpu-{invconv.build_info()['instruction_set']}.json"
     assert json.loads(path.read_text())["overhead"]["run"]["threads"] == 3
 
@@ -522,3 +523,60 @@ def test_memory_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ["2", "10", "30.0", "20.0", "1.5"] in cells
     assert not any(line[:1] == ["4"] for line in cells)
     assert (tmp_path / depth.PICTURE).stat().st_size > 1000
+
+
+# --- flows ---------------------------------------------------------------------------------------
+
+
+def test_a_family_is_trained_on_a_budget() -> None:
+    row = flows.train("digits", "tiny-glow", 1)
+    assert (row["epochs"], row["steps"]) == (1, 15)
+    # Below uniform images' log2(17) = 4.09.
+    assert 2 < row["bits_per_dim"] < 4
+    assert row["reconstruction_max_error"] < 1e-4
+
+
+def test_times_and_memory_of_families() -> None:
+    models = {
+        name: flows.initialised(f"tiny{suffix}", (1, 8, 8))
+        for name, suffix in flows.FAMILIES.items()
+    }
+    measured = flows.times(models, 3, 0)
+    assert set(measured) == set(flows.FAMILIES)
+    for calls in measured.values():
+        assert {kind: value.low > 0 for kind, value in calls.items()} == {
+            "sample": True, "forward": True, "step": True
+        }  # fmt: skip
+    # A hundred images of 8 x 8 x 4 bytes, and each activation at least once.
+    assert flows.memory("tiny", (1, 8, 8)) > 10 * 100 * 8 * 8 * 4
+
+
+def test_growth_is_of_two_families() -> None:
+    row = flows.growth("kernel", 2, 0)
+    assert [f"{name} ms".replace("sample", "ST").replace("forward", "FT") for name in row] == (
+        flows.growth_titles("kernel")[1:]
+    )
+    assert all(value > 0 for value in row.values())
+
+
+def test_the_page_of_flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "PAGE", tmp_path / "flows.md")
+    run = results.provenance(1) | {"others": None}
+    times = {f"{kind}_ms": 2.0 for kind in ("sample", "forward", "step")}
+    times |= {f"{kind}_ms_quartiles": [1.0, 3.0] for kind in ("sample", "forward", "step")}
+    speed = {
+        f"mnist: {name}": {**times, "parameters": 5, "step_bytes": 7e6} for name in flows.FAMILIES
+    }
+    growth = {
+        f"{f}, {c}": 1.0 for f in ("Inverse-Flow", "FInC Flow") for c in ("sample", "forward")
+    }
+    sections = {"speed": speed, "size": {"16": growth, "32": growth}, "kernel": {"3": growth}}
+    for section, rows in sections.items():
+        path = results.save(tmp_path / "x.json", section, rows, run)
+    flows.write_page(path, report.provenance)
+    text = (tmp_path / "flows.md").read_text()
+    assert "| mnist | Inverse-Flow | 2.00 (1.00 to 3.00)" in text
+    assert "| 52 | - | 1.31 | 1.6 M |" in text  # the paper's
+    assert "| 16x16 | 1.00 |" in text and "## Growth with the size of kernels" in text
+    assert "Bits per dimension under one budget" not in text  # not measured
+    assert (tmp_path / flows.PLOT).stat().st_size > 1000
