@@ -31,6 +31,7 @@ try:
         timing,
     )
     from . import core as cpp
+    from .choose import choose
     from .cmake import Missing
     from .gpu import command
     from .results import Rows
@@ -264,10 +265,7 @@ def flows_(
     ] = False,
 ) -> None:
     """Train and time Inverse-Flow, FInC Flow, Glow and a RealNVP-style flow, as in the paper."""
-    unknown = [name for name in sections or [] if name not in flows.TEXTS]
-    if unknown:
-        raise typer.BadParameter(f"expected {', '.join(flows.TEXTS)}, but got {unknown[0]}")
-    for section in sections or flows.TEXTS:
+    for section in choose(sections, flows.TEXTS, "sections"):
         run = _start(threads)
         rows: Rows = {}
         titles: Sequence[str]
@@ -302,14 +300,10 @@ def operators_(
     save: Annotated[bool, typer.Option("--save", help="Write docs/operators.md.")] = False,
 ) -> None:
     """Run the list of what a torch operator should be able to do, on ours and on the field's."""
-    unknown = [name for name in names or [] if name not in field.FIELD]
-    if unknown:
-        raise typer.BadParameter(f"expected {', '.join(field.FIELD)}, but got {unknown[0]}")
+    chosen = choose(names, field.FIELD, "operators")
     found: operators_table.Table = {}
     entries = list(capabilities.CAPABILITIES)
-    for name, entry, result, error in operators_table.measure(
-        names or list(field.FIELD), entries, patience
-    ):
+    for name, entry, result, error in operators_table.measure(chosen, entries, patience):
         found.setdefault(name, {})[entry] = (result, error)
         console.print(f"{name}: {entry}: {result}", soft_wrap=True, markup=False)
     table = Table()
@@ -343,10 +337,7 @@ def _start(threads: int) -> dict[str, Any]:
 
 
 def _choose(names: Sequence[str] | None, known: Mapping[str, Shape]) -> dict[str, Shape]:
-    unknown = [name for name in names or [] if name not in known]
-    if unknown:
-        raise typer.BadParameter(f"expected shapes of {', '.join(known)}, but got {unknown[0]}")
-    return {name: known[name] for name in names or known}
+    return {name: known[name] for name in choose(names, known, "shapes")}
 
 
 def _build() -> Path:

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from . import capabilities, field
+from .cmake import ROOT
 
-PAGE = Path(__file__).parents[1] / "docs" / "operators.md"
+PAGE = ROOT / "docs" / "operators.md"
 _MARK = "result: "
 # What the packages of the field are called where they are installed.
 PACKAGES = ("torch", "torchlpc", "philtorch", "causal-conv1d", "natten")
@@ -89,7 +89,7 @@ def measure(
             command = [sys.executable, "-W", "ignore", "-m", "bench.operators_table", name, *left]
             with subprocess.Popen(
                 command,
-                cwd=PAGE.parents[1],
+                cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,

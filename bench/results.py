@@ -16,9 +16,9 @@ import torch
 
 import invconv
 
+from .cmake import ROOT as ROOT
 from .shapes import GPU_SHAPES, SHAPES, SQUARES
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench" / "results"
 
 # Figures: what a command measured, by shape or size, as it goes into JSON.

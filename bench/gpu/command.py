@@ -16,6 +16,7 @@ from typing import Annotated
 import torch
 import typer
 
+from ..choose import choose
 from ..cmake import ROOT
 from ..shapes import GPU_SHAPES
 
@@ -53,8 +54,8 @@ def gpu(
     ] = None,
 ) -> None:
     """Build, test, check and measure on an NVIDIA GPU; keep the figures in nvidia-<name>.json."""
-    chosen = _known(parts, list(PARTS), "parts")
-    shapes = _known(shapes, list(GPU_SHAPES), "shapes")
+    chosen = choose(parts, list(PARTS), "parts")
+    shapes = choose(shapes, list(GPU_SHAPES), "shapes")
     if not torch.cuda.is_available():
         typer.echo(f"python -m bench gpu needs an NVIDIA GPU; torch {torch.__version__} finds none")
         raise typer.Exit(2)
@@ -83,11 +84,3 @@ def run(part: str, end: float, options: list[str]) -> bool:
         succeeded = False
     typer.echo(f"{part}: {'done' if succeeded else 'FAILED'} after {time.time() - start:.0f} s")
     return succeeded
-
-
-def _known(names: list[str] | None, known: list[str], what: str) -> list[str]:
-    """Return the names, in the order in which they are known; all if there are none."""
-    for name in names or []:
-        if name not in known:
-            raise typer.BadParameter(f"expected {what} of {', '.join(known)}, but got {name}")
-    return [name for name in known if not names or name in names]
