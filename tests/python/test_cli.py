@@ -448,34 +448,6 @@ def test_info_tells_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-@pytest.mark.parametrize("delay", [0.0, 0.003, 0.01])
-def test_kill_9_and_resume(finished: Path, images: Path, tmp_path: Path, delay: float) -> None:
-    out = tmp_path / "run"
-    process = start(options(images, out))
-    wait_for_epochs(process, out, 1)
-    # Somewhere in the second epoch or its files.
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (out / "summary.json").exists()
-
-    done = subprocess.run(
-        [PROGRAM, "train", "--resume", "--out", out], capture_output=True, text=True,
-        env=ENVIRONMENT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    first, second = (
-        json.loads((run / "summary.json").read_text())["test_bits_per_dim"]
-        for run in (finished, out)
-    )
-    assert first == second
-    models = [safetensors.torch.load_file(run / "model.safetensors") for run in (finished, out)]
-    for name, tensor in models[0].items():
-        assert torch.equal(tensor, models[1][name])
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_control_c(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     # In the background of a script interrupts are ignored, which a program inherits.
