@@ -135,6 +135,12 @@ def test_train_help_tells_the_presets_defaults(
         ["train", "--preset", "small-reverse"],
         ["sample", "--number", "0"],
         ["sample", "--temperature", "-1"],
+        ["sample", "--rows", "3"],
+        ["sample", "--steps", "3"],
+        ["sample", "--data", "digits"],
+        ["sample", "--interpolate", "--steps", "1"],
+        ["sample", "--interpolate", "--number", "3"],
+        ["sample", "--interpolate", "--temperature", "1"],
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,6 +413,39 @@ def test_sample_writes_a_picture(
         )  # fmt: skip
         assert code == 0
         assert np.array_equal(np.asarray(Image.open(target)), first) == same
+
+
+def test_sample_interpolates(
+    finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(["sample", str(finished), "--interpolate"], capsys)
+    assert code == 0
+    picture = finished / "interpolation-0.png"
+    assert out.strip() == str(picture)
+    first = np.asarray(Image.open(picture))
+    picture.unlink()
+    model = tmp_path / "model.safetensors"
+    model.write_bytes((finished / "model.safetensors").read_bytes())
+    for run, options, same in (
+        (finished, ["--rows", "8", "--steps", "9"], True),
+        (model, ["--data", str(images)], True),
+        (finished, ["--seed", "1"], False),
+        (finished, ["--steps", "4"], False),
+    ):
+        target = tmp_path / "missing" / "folders" / "picture.png"
+        code, _, err = call(
+            ["sample", str(run), "--interpolate", *options, "--out", str(target)], capsys
+        )
+        assert (code, err) == (0, "")
+        assert np.array_equal(np.asarray(Image.open(target)), first) == same
+    for options, message in (
+        ([str(model)], f"that tells the images of {model}; name them with --data\n"),
+        ([str(finished), "--data", "digits"], "but digits has (1, 8, 8) with 17"),
+        ([str(finished), "--class", "1"], "the model is not conditional, so it has no class 1\n"),
+    ):
+        code, _, err = call(["sample", "--interpolate", *options], capsys)
+        assert code == 1
+        assert message in err and err.count("\n") == 1
 
 
 def test_sample_refuses_a_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from invconv.train import (
     TrainConfig,
     create_run,
     evaluate,
+    interpolate,
     load_model,
     new_config,
     read_config,
@@ -35,6 +37,7 @@ from invconv.train import (
 from invconv.train._files import write_atomic
 from invconv.train._fit import _learning_rate
 from invconv.train._loader import load_batches, shifted
+from invconv.train._pictures import _arc
 
 CPU = torch.device("cpu")
 RESULTS = {"config.json", "metrics.jsonl", "checkpoint.safetensors", "model.safetensors",
@@ -187,6 +190,90 @@ def test_training_leaves_the_global_random_state_alone(images: Path, tmp_path: P
     before = torch.random.get_rng_state()
     run(images, tmp_path / "run", epochs=1)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- interpolation ----------------------------------------------------------------------------
+
+
+def test_rows_go_from_one_test_image_to_another(unbroken: Path, images: Path) -> None:
+    _, data = configure(images)
+    model = load_model(unbroken)
+    titles, rows = interpolate(model, data, 5, 4, 0)
+    assert rows.shape == (5, 4, 1, 8, 4)
+    assert rows.min() >= 0 and rows.max() <= 1
+    for title, row in zip(titles, rows, strict=True):
+        pair = [int(number) for number in title.split(" to ")]
+        assert pair[0] != pair[1]
+        levels = torch.from_numpy(data.test.images[pair]).float()
+        ((x, _),) = load_batches(data.test, 256, [np.array(pair)], key=(2,))
+        assert torch.equal((x * 256).floor(), levels)
+        torch.testing.assert_close(row[[0, -1]], x, rtol=0, atol=1e-3)
+        # Every image between them is another.
+        assert min((a - b).abs().max() for a, b in itertools.pairwise(row)) > 1e-2
+    again, same = interpolate(model, data, 3, 4, 0)
+    assert again == titles[:3] and torch.equal(same, rows[:3])
+    assert interpolate(model, data, 5, 4, 1)[0] != titles
+
+
+def test_rows_of_a_model_of_classes_stay_within_a_class() -> None:
+    random = np.random.RandomState(0)
+    pixels = random.randint(0, 256, (30, 1, 4, 4)).astype(np.uint8)
+    # Of class 1 there is one test image, of class 3 none.
+    labels = np.array([0, 2] * 14 + [1, 2])
+    test = ImageSet(pixels, labels)
+    data = ImageData("made", 256, test, test, test, 4)
+    torch.manual_seed(0)
+    model = InverseFlow(image_shape=(1, 4, 4), steps=1, hidden=8, num_classes=4)
+    # Away from the start, where couplings and splines do nothing and no label counts.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+        model(torch.from_numpy(pixels), torch.from_numpy(labels))  # ActNorm's first batch
+    model.eval()
+
+    def check(label: int | None, classes: list[int]) -> None:
+        titles, rows = interpolate(model, data, 3, 3, 0, label)
+        for title, row, of in zip(titles, rows, classes, strict=True):
+            name, numbers = title.splitlines()
+            pair = np.array([int(number) for number in numbers.split(" to ")])
+            assert name == f"class {of}"
+            assert (labels[pair] == of).all()
+            ((x, _),) = load_batches(test, 256, [pair], key=(2,))
+            torch.testing.assert_close(row[[0, -1]], x, rtol=0, atol=1e-3)
+
+    check(None, [0, 2, 0])
+    check(2, [2, 2, 2])
+    with pytest.raises(RunError, match="made has no two test images of class 1 to interpolate"):
+        interpolate(model, data, 3, 3, 0, 1)
+    single = ImageData("made", 256, test, test, ImageSet(pixels[:2], labels[:2]), 4)
+    with pytest.raises(RunError, match="no two test images of one class"):
+        interpolate(model, single, 3, 3, 0)
+    with pytest.raises(RunError, match="of 4 classes; these images have none"):
+        interpolate(model, ImageData("made", 256, test, test, ImageSet(pixels)), 3, 3, 0)
+
+
+def test_interpolation_needs_two_images_that_fit(unbroken: Path, images: Path) -> None:
+    _, data = configure(images)
+    model = load_model(unbroken)
+    single = ImageData("one", 256, data.train, data.validation, ImageSet(data.test.images[:1]))
+    with pytest.raises(RunError, match=r"^one has no two test images to interpolate between$"):
+        interpolate(model, single, 1, 2, 0)
+    with pytest.raises(RunError, match=r"shape \(1, 8, 4\) with 256 values, but digits has"):
+        interpolate(model, datasets.load("digits"), 1, 2, 0)
+
+
+def test_the_way_between_latents_is_an_arc() -> None:
+    # The parts of each are one vector: the angle between these is a right one.
+    start = (torch.full((1, 1, 1, 2), 1.0), torch.full((1, 2, 1, 1), 1.0))
+    end = (torch.full((1, 1, 1, 2), -1.0), torch.full((1, 2, 1, 1), 1.0))
+    arc = torch.cat([z.flatten(1) for z in _arc(start, end, 4)], 1)
+    torch.testing.assert_close(arc.norm(dim=1), torch.full((4,), 2.0, dtype=torch.float64))
+    steps = torch.acos((arc[:-1] * arc[1:]).sum(1) / 4)
+    torch.testing.assert_close(steps, torch.full((3,), math.pi / 6, dtype=torch.float64))
+    assert torch.equal(arc[0], torch.ones(4, dtype=torch.float64))
+    # Between equal ones it stands still.
+    for z, at in zip(_arc(start, start, 3), start, strict=True):
+        torch.testing.assert_close(z, at.double().expand(3, -1, -1, -1))
 
 
 # --- resuming ---------------------------------------------------------------------------------

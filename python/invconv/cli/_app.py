@@ -312,26 +312,67 @@ def train(
 @app.command()
 def sample(
     run: _Run = _DEFAULT_RUN,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many images.")] = 100,
+    n: Annotated[
+        int | None, typer.Option("-n", "--number", min=1, help="How many images. Default: 100.")
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Spread of the latents; below 1 is tamer, less varied.")
-    ] = 0.8,
+        float | None,
+        typer.Option(
+            min=0, help="Spread of the latents; below 1 is tamer, less varied. Default: 0.8."
+        ),
+    ] = None,
     label: Annotated[
         int | None,
         typer.Option(
             "--class", min=0, help="Of a conditional model: this class. Default: all in turn."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the latents.")] = 0,
+    interpolate: Annotated[
+        bool,
+        typer.Option(
+            "--interpolate",
+            help="In place of samples: rows from one test image to another (of its class, if the "
+            "model is conditional), spherically through the latents, which so keep the length that "
+            "those of images have; on a straight line they would be too short in the middle.",
+        ),
+    ] = False,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="With --interpolate: pairs of images. Default: 8.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=2, help="With --interpolate: images of a row, with its ends. Default: 9."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="With --interpolate: as for train. Default: what the run was trained on."
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the latents; with --interpolate of the choice of images.")
+    ] = 0,
     device: _Device = "cpu",
     out: Annotated[
         Path | None,
-        typer.Option(help="The picture. Default: samples-TEMPERATURE-SEED.png in the run."),
+        typer.Option(
+            help="The picture. Default: samples-TEMPERATURE-SEED.png in the run, or "
+            "interpolation-SEED.png."
+        ),
     ] = None,
 ) -> None:
     """Draw images from a trained model into one picture."""
+    of_samples = {"--number": n, "--temperature": temperature}
+    of_rows = {"--rows": rows, "--steps": steps, "--data": data}
+    for option, value in (of_samples if interpolate else of_rows).items():
+        if value is not None:
+            raise typer.BadParameter(
+                f"{'not' if interpolate else 'only'} with --interpolate", param_hint=option
+            )
+
     import torch
 
+    from invconv import data as datasets
     from invconv import train as training
 
     model = training.load_model(run).to(training.select_device(device))
@@ -339,16 +380,39 @@ def sample(
     if label is not None and label >= classes:
         known = f"has the classes 0 to {classes - 1}" if classes else "is not conditional"
         raise training.RunError(f"the model {known}, so it has no class {label}")
-    context = training.every_class(model, n) if label is None else label
-    generator = torch.Generator().manual_seed(seed)
-    images = model.sample(n, temperature, context=context, generator=generator)
     folder = run if run.is_dir() else run.parent
     suffix = "" if label is None else f"-class-{label}"
-    out = out or folder / f"samples-{temperature:g}-{seed}{suffix}.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{n} samples at temperature {temperature:g}" + suffix.replace("-", " ")
-    training.save_grid(out, images, model.config.quantization, title)
+    if interpolate:
+        images = datasets.load(data or _trained_on(run))
+        out = out or folder / f"interpolation-{seed}{suffix}.png"
+        titles, between = training.interpolate(
+            model, images, 8 if rows is None else rows, 9 if steps is None else steps, seed, label
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        training.save_interpolations(out, titles, between, images.name)
+    else:
+        n = 100 if n is None else n
+        temperature = 0.8 if temperature is None else temperature
+        context = training.every_class(model, n) if label is None else label
+        generator = torch.Generator().manual_seed(seed)
+        drawn = model.sample(n, temperature, context=context, generator=generator)
+        out = out or folder / f"samples-{temperature:g}-{seed}{suffix}.png"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{n} samples at temperature {temperature:g}" + suffix.replace("-", " ")
+        training.save_grid(out, drawn, model.config.quantization, title)
     print(out)
+
+
+def _trained_on(run: Path) -> str:
+    """The source of the images that a run, or the one a model file lies in, was trained on."""
+    from invconv import train as training
+
+    folder = run if run.is_dir() else run.parent
+    if not (folder / "config.json").exists():
+        raise training.RunError(
+            f"{folder} has no config.json that tells the images of {run}; name them with --data"
+        )
+    return training.read_config(folder).data
 
 
 @app.command(name="eval")
@@ -372,14 +436,8 @@ def evaluate(
     from invconv import train as training
 
     model = training.load_model(run).to(training.select_device(device))
-    if data is None:
-        folder = run if run.is_dir() else run.parent
-        if not (folder / "config.json").exists():
-            raise training.RunError(
-                f"{folder} has no config.json that tells the images of {run}; name them with --data"
-            )
-        data = training.read_config(folder).data
-    figures = training.evaluate(model, datasets.load(data), importance_samples=importance_samples)
+    images = datasets.load(data or _trained_on(run))
+    figures = training.evaluate(model, images, importance_samples=importance_samples)
     print(json.dumps(figures, indent=2))
 
 

@@ -54,6 +54,20 @@ def as_modelled(model: InverseFlow, images: ImageSet) -> ImageSet:
     return images
 
 
+def check_images(model: InverseFlow, data: ImageData) -> None:
+    """Check that images are of the shape and of the levels that the model takes.
+
+    Raises:
+        RunError: they are not.
+    """
+    config = model.config
+    if (data.image_shape, data.quantization) != (config.image_shape, config.quantization):
+        raise RunError(
+            f"the model is for images of shape {config.image_shape} with {config.quantization} "
+            f"values, but {data.name} has {data.image_shape} with {data.quantization}"
+        )
+
+
 def every_class(model: InverseFlow, n: int) -> torch.Tensor | None:
     """Labels of n images to draw, all classes in turn; None if the model has no classes."""
     classes = model.config.num_classes
@@ -126,12 +140,8 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
     Raises:
         RunError: the images do not fit the model.
     """
+    check_images(model, data)
     config = model.config
-    if (data.image_shape, data.quantization) != (config.image_shape, config.quantization):
-        raise RunError(
-            f"the model is for images of shape {config.image_shape} with {config.quantization} "
-            f"values, but {data.name} has {data.image_shape} with {data.quantization}"
-        )
     device = next(model.parameters()).device
     dims = math.prod(config.image_shape)
     draws = torch.stack(

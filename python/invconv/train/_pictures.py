@@ -12,10 +12,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from invconv.data import ImageData
+from invconv.data import ImageData, Indices
 from invconv.flows import InverseFlow, Squeeze
-from invconv.train._evaluate import TEST_NOISE, as_modelled, every_class
-from invconv.train._files import write_atomic
+from invconv.train._evaluate import TEST_NOISE, as_modelled, check_images, every_class
+from invconv.train._files import RunError, write_atomic
 from invconv.train._loader import load_batches
 
 # A little below 1: fewer odd shapes, at some cost in variety. The title says it.
@@ -94,6 +94,91 @@ def save_reconstruction(path: Path, model: InverseFlow, data: ImageData) -> None
         axes = figure.add_subplot(3, 1, index + 1)
         axes.text(-0.01, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=9)
         _show(axes, _tiles(row, 10))
+    _save(figure, path)
+
+
+def _arc(start: Sequence[Tensor], end: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """Latents on the way from one image's to another's, both ends included, ``(steps, ...)`` each.
+
+    The interpolation is spherical: with theta the angle between the two, each of them all latents
+    of its image as one vector,
+
+        ``z(t) = (sin((1 - t) theta) start + sin(t theta) end) / sin(theta)``.
+
+    D standard normal values are about sqrt(D) long, and two such vectors nearly orthogonal. Half
+    way on the straight line between them the length would be sqrt(D / 2), where the model knows
+    no images: it would draw them as at temperature 0.7.
+    """
+    one, other = (torch.cat([z.double().flatten() for z in ends]) for ends in (start, end))
+    angle = torch.cosine_similarity(one, other, dim=0).clamp(-1, 1).acos()
+    t = torch.linspace(0, 1, steps, dtype=torch.float64, device=angle.device)
+
+    def weigh(t: Tensor, z: Tensor) -> Tensor:
+        # sin(t theta) / sin(theta), which for equal images is t.
+        factor = t * torch.sinc(t * angle / math.pi) / torch.sinc(angle / math.pi)
+        return factor[:, None, None, None] * z
+
+    return [weigh(1 - t, a) + weigh(t, b) for a, b in zip(start, end, strict=True)]
+
+
+@torch.no_grad()
+def interpolate(
+    model: InverseFlow, data: ImageData, rows: int, steps: int, seed: int, label: int | None = None
+) -> tuple[list[str], Tensor]:
+    """Images on the way between pairs of test images, through latent space; see :func:`_arc`.
+
+    The images of a pair differ. For a model of classes both are of one class, which all images
+    between them are decoded as: half of one class and half of another is none.
+
+    Args:
+        model: the flow, in evaluation mode.
+        data: the images.
+        rows: how many pairs.
+        steps: images of a row, at least 2: the first and the last are the pair, decoded.
+        seed: it chooses the pairs.
+        label: of a model of classes, the one; None takes all in turn.
+
+    Returns:
+        A title of each row, and the images, ``(rows, steps, C, H, W)`` in [0, 1].
+
+    Raises:
+        RunError: the images do not fit the model, or there are no two of them, or of that class.
+    """
+    check_images(model, data)
+    test = as_modelled(model, data.test)
+    sets: dict[str, Indices] = {"": np.arange(len(test))}
+    if test.labels is not None:
+        classes = range(model.config.num_classes) if label is None else [label]
+        sets = {f"class {c}\n": np.flatnonzero(test.labels == c) for c in classes}
+    pairs = {name: numbers for name, numbers in sets.items() if len(numbers) > 1}
+    if not pairs:
+        which = "" if test.labels is None else " of one class"
+        which = which if label is None else f" of class {label}"
+        raise RunError(f"{data.name} has no two test images{which} to interpolate between")
+    random = np.random.default_rng(seed)
+    device = next(model.parameters()).device
+    titles, images = [], []
+    for row in range(rows):
+        name = list(pairs)[row % len(pairs)]
+        pair = random.choice(pairs[name], 2, replace=False)
+        titles.append(f"{name}{pair[0]} to {pair[1]}")
+        (x, labels), *_ = load_batches(test, data.quantization, [pair], key=TEST_NOISE)
+        start, end = zip(*(z.split(1) for z in model.encode(x.to(device), labels)), strict=True)
+        context = None if labels is None else labels[:1].expand(steps)
+        images.append(model.decode(_arc(start, end, steps), context))
+    return titles, torch.stack(images)
+
+
+def save_interpolations(path: Path, titles: Sequence[str], images: Tensor, name: str) -> None:
+    """Write what :func:`interpolate` returned, a row below the other."""
+    rows, steps, _, height, width = images.shape
+    figure = Figure(figsize=(0.8 * steps, 0.8 * rows * height / width))
+    for index, (title, row) in enumerate(zip(titles, images, strict=True)):
+        axes = figure.add_subplot(rows, 1, index + 1)
+        axes.text(-0.01, 0.5, title, transform=axes.transAxes, ha="right", va="center", fontsize=8)
+        _show(axes, _tiles(row, steps))
+        if index == 0:
+            axes.set_title(f"between test images of {name}, by their numbers", fontsize=10)
     _save(figure, path)
 
 
