@@ -74,3 +74,16 @@ def test_deblur_refuses_a_wrong_size() -> None:
     )
     assert done.returncode == 2
     assert "expected 64 to 512, but got 513" in done.stderr
+
+
+def test_recursive_filter(tmp_path: Path) -> None:
+    printed = run("recursive_filter.py", folder=tmp_path)
+    biased, biased_ratio, _ = figures(printed, "equation error")
+    assert biased > 0.1
+    assert biased_ratio > 10
+    for name in ("gradient descent, 1500 steps", "Gauss-Newton, 8 steps"):
+        largest, ratio, output = figures(printed, name)
+        assert largest < 0.01
+        # The mean of eight squares of about 1; correlated, so no sharper than this.
+        assert ratio < 3
+        assert output < 1
