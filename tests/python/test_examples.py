@@ -87,3 +87,14 @@ def test_recursive_filter(tmp_path: Path) -> None:
         # The mean of eight squares of about 1; correlated, so no sharper than this.
         assert ratio < 3
         assert output < 1
+
+
+def test_classify(tmp_path: Path) -> None:
+    # A few epochs: far from the best accuracy, and past what a linear classifier can reach.
+    printed = run("classify.py", "--epochs", "6", folder=tmp_path)
+    taps, _, validation, test, _ = figures(printed, "inverse")
+    assert taps == 16
+    _, _, linear_validation, linear_test, _ = figures(printed, "none")
+    assert validation + test > linear_validation + linear_test + 2
+    assert test > 92
+    assert "97.6%" in printed
