@@ -120,12 +120,8 @@ def main() -> None:
     options = parser.parse_args()
     data = invconv.data.load("mnist5k")
     sets = [
-        (torch.from_numpy(images).float() / 255, torch.from_numpy(labels))
-        for images, labels in (
-            (data.train, data.train_labels),
-            (data.validation, data.validation_labels),
-            (data.test, data.test_labels),
-        )
+        (torch.from_numpy(part.read()).float() / 255, torch.tensor(part.labels))
+        for part in (data.train, data.validation, data.test)
     ]
 
     print(f"{len(data.train)} digits to train, {options.epochs} epochs; accuracy in %")

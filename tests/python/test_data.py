@@ -11,18 +11,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from invconv.data import BUILT_IN, DataError, ImageData, Images, ImageSet, load
+from invconv.data import BUILT_IN, DataError, ImageData, Images, load
 
 # Of the first five test images: the very ones that published figures belong to.
 MNIST_TEST_SUM = 178627
 
 
 def everything(data: ImageData) -> Images:
-    return np.concatenate([images_of(part) for part in (data.train, data.validation, data.test)])
-
-
-def images_of(part: ImageSet) -> Images:
-    return part.images[np.arange(len(part))]
+    return np.concatenate([part.read() for part in (data.train, data.validation, data.test)])
 
 
 def pattern(n: int, *shape: int) -> npt.NDArray[np.uint8]:
@@ -54,7 +50,7 @@ def test_built_in_sets(
     assert tuple(map(len, (data.train, data.validation, data.test))) == counts
     for part in (data.train, data.validation, data.test):
         assert part.images.shape[1:] == shape
-        assert images_of(part).dtype == np.uint8
+        assert part.read().dtype == np.uint8
     assert everything(data).min() == 0
     assert everything(data).max() == quantization - 1
 
@@ -82,10 +78,10 @@ def test_split_is_fixed_and_disjoint(tmp_path: Path) -> None:
     first, second = load(tmp_path / "images"), load(str(tmp_path / "images"))
     assert tuple(map(len, (first.train, first.validation, first.test))) == (39, 4, 4)
     for name in ("train", "validation", "test"):
-        one, other = (images_of(getattr(data, name)) for data in (first, second))
+        one, other = (getattr(data, name).read() for data in (first, second))
         assert np.array_equal(one, other)
     assert len(np.unique(everything(first), axis=0)) == 47
-    assert images_of(load("mnist5k").test)[:5].sum(dtype=int) == MNIST_TEST_SUM
+    assert load("mnist5k").test.read()[:5].sum(dtype=int) == MNIST_TEST_SUM
 
 
 @pytest.mark.parametrize(

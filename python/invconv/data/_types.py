@@ -47,6 +47,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def read(self) -> Images:
+        """All images, in memory."""
+        return self.images[np.arange(len(self))]
+
     def take(self, numbers: Indices) -> "ImageSet":
         """The images of these numbers, in this order; in memory if all are."""
         labels = None if self.labels is None else self.labels[numbers]
