@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 from invconv.data import DataError, ImageSet, _folder, load
+from invconv.data._files import read_imagenet
 from invconv.train import checksum
 
 Bytes = npt.NDArray[np.uint8]
@@ -103,6 +106,13 @@ def test_idx_without_labels_has_no_classes(tmp_path: Path) -> None:
         ("train-images-idx3-ubyte", lambda b: b"", "magic number 0x00000803.* an empty file"),
         ("t10k-images-idx3-ubyte", lambda b: b"\1" + b[1:], "magic number .* got 0x01000803"),
         ("t10k-labels-idx1-ubyte", lambda b: idx(np.zeros(9, np.uint8)), "label for each of the 8"),
+        (
+            "train-images-idx3-ubyte",
+            lambda b: b[:4] + 12 * b"\xff",
+            "expected 4294967295 x 4294967295",
+        ),
+        # No bytes are expected, but no array can have such axes.
+        ("train-images-idx3-ubyte", lambda b: b[:4] + bytes(4) + 8 * b"\xff", "cannot be read"),
     ],
 )
 def test_damaged_idx_is_named(tmp_path: Path, name: str, change: Any, message: str) -> None:
@@ -116,9 +126,12 @@ def test_damaged_idx_is_named(tmp_path: Path, name: str, change: Any, message: s
 def test_damaged_gzip_and_missing_half_are_named(tmp_path: Path) -> None:
     write_idx(tmp_path, packed=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
-        load(tmp_path)
+    whole = path.read_bytes()
+    # Too short, and a block of a kind that there is not.
+    for damaged in (whole[:-20], whole[:10] + b"\xff" + whole[11:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
+            load(tmp_path)
     path.unlink()
     with pytest.raises(DataError, match="no train-images-idx3-ubyte beside the other IDX files"):
         load(tmp_path)
@@ -192,6 +205,17 @@ def test_imagenet(tmp_path: Path, packed: bool) -> None:
     np.testing.assert_array_equal(data.train.images[chosen], content(data.train)[chosen])
 
 
+def test_numbers_of_images_on_the_disk_are_those_of_an_array(tmp_path: Path) -> None:
+    write_npz(tmp_path, packed=False)
+    train, _ = read_imagenet(tmp_path) or pytest.fail("no ImageNet")
+    chosen = np.array([-1, -33, 0, -1, 32])
+    np.testing.assert_array_equal(train.images[chosen], content(train)[chosen])
+    np.testing.assert_array_equal(train.take(chosen).images[np.array([-1])], content(train)[32:])
+    for outside in (33, -34):
+        with pytest.raises(IndexError, match="expected numbers of 33 images"):
+            train.images[np.array([0, outside])]
+
+
 def test_stored_arrays_stay_on_the_disk(tmp_path: Path) -> None:
     """What is read of them is what the file holds by then."""
     write_npz(tmp_path, packed=False)
@@ -217,11 +241,44 @@ def test_damaged_npz_is_named(tmp_path: Path) -> None:
     np.savez(path, data=np.zeros((3, 192), np.uint8), labels=np.zeros(3))
     with pytest.raises(DataError, match=r"batch_2\.npz: expected 3 'labels' from 1"):
         load(tmp_path)
+    np.savez(path, data=np.zeros((3, 192), np.uint8), labels=["a", "b", "c"])
+    with pytest.raises(DataError, match=r"batch_2\.npz: expected 3 'labels' from 1"):
+        load(tmp_path)
     np.savez(path, data=np.zeros((3, 12), np.uint8), labels=np.ones(3))
     with pytest.raises(DataError, match=r"images of \[2, 8\] pixels to a side together"):
         load(tmp_path)
     (tmp_path / "val_data.npz").unlink()
     with pytest.raises(DataError, match=r"train_data_batch_\*\.npz together with val_data\.npz"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_changed_byte_in_an_npz_is_at_most_a_data_error(tmp_path: Path, packed: bool) -> None:
+    """Each of the libraries that read it has errors of its own kinds."""
+    write_npz(tmp_path, packed)
+    path = tmp_path / "train_data_batch_2.npz"
+    whole = path.read_bytes()
+    refused = 0
+    # The first local header and what is behind it, and the directory at the end.
+    for at in [*range(120), *range(len(whole) - 200, len(whole))]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            load(tmp_path)
+        except DataError as error:
+            assert "train_data_batch_2.npz" in str(error)
+            refused += 1
+    assert refused > 50
+
+
+def test_an_npz_longer_than_memory_is_named(tmp_path: Path) -> None:
+    write_npz(tmp_path, packed=True)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"shape": (2**50, 192), "fortran_order": False, "descr": "|u1"}
+    )
+    with zipfile.ZipFile(tmp_path / "val_data.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.npy", header.getvalue())
+    with pytest.raises(DataError, match=r"val_data\.npz: no array 'data' can be read: Unable to"):
         load(tmp_path)
 
 
@@ -305,12 +362,16 @@ def test_large_folders_are_decoded_when_they_are_asked_for(
         content(data.validation)
     Image.fromarray(np.zeros((6, 4, 3), np.uint8)).save(path)
     assert checksum(load(tmp_path)) != before
+    path.rename(path.with_name(os.fsdecode(b"\xff.png")))  # which is not Unicode
+    assert checksum(load(tmp_path)) != before
 
 
 # --- the hub ----------------------------------------------------------------------------------
 
 
-def write_hub(folder: Path) -> tuple[Bytes, Bytes, Any, Any]:
+def write_hub(
+    folder: Path, test_labels: list[int | None] | None = None
+) -> tuple[Bytes, Bytes, Any, Any]:
     import datasets
 
     features = datasets.Features(
@@ -319,7 +380,8 @@ def write_hub(folder: Path) -> tuple[Bytes, Bytes, Any, Any]:
     train, test = pattern(20, 4, 5, 3), pattern(5, 4, 5, 3, seed=1)
     labels = [np.arange(n) % 3 for n in (20, 5)]
     for name, images, of_images in zip(("train", "test"), (train, test), labels, strict=True):
-        rows = {"img": [Image.fromarray(i) for i in images], "label": of_images.tolist()}
+        column = test_labels if test_labels and name == "test" else of_images.tolist()
+        rows = {"img": [Image.fromarray(i) for i in images], "label": column}
         table = datasets.Dataset.from_dict(rows, features=features)
         (folder / "data").mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
@@ -336,6 +398,20 @@ def test_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     data = load(f"hf:{tmp_path / 'flowers'}")
     assert (data.name, data.image_shape, data.num_classes) == ("flowers", (3, 4, 5), 3)
     assert_split(data, *written)
+
+
+@pytest.mark.parametrize("unknown", [-1, None])
+def test_classes_that_the_hub_keeps_back_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: int | None
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    train, test, labels, _ = write_hub(tmp_path / "flowers", [unknown] * 5)
+    data = load(f"hf:{tmp_path / 'flowers'}")
+    assert data.num_classes == 0
+    assert_split(data, train, test, labels, None)
 
 
 def test_the_hub_out_of_reach_is_one_line() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ def _read_idx(path: Path, axes: int) -> Images:
     """Unsigned bytes with so many axes: a magic number, the sizes (big-endian), the values."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     behind = 4 + 4 * axes
     magic = int.from_bytes(content[:4], "big")
@@ -50,7 +51,11 @@ def _read_idx(path: Path, axes: int) -> Images:
             f"{path}: truncated, or not IDX: expected {' x '.join(map(str, shape))} bytes behind "
             f"the sizes, but got {len(values)}"
         )
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    # Nothing at all may still have axes too long for an array.
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def _idx_set(folder: Path, part: str) -> ImageSet:
@@ -129,6 +134,10 @@ class _Shards:
         return self.shape[0]
 
     def __getitem__(self, numbers: npt.NDArray[np.int64]) -> Images:
+        # As in an array, negative numbers count from the end.
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        if np.any((numbers < 0) | (numbers >= len(self))):
+            raise IndexError(f"expected numbers of {len(self)} images, but got others")
         which = np.searchsorted(self._ends, numbers, side="right")
         rows = numbers - (self._ends - [len(shard) for shard in self._shards])[which]
         result = np.empty((len(numbers), *self.shape[1:]), np.uint8)
@@ -167,7 +176,8 @@ def _member(path: Path, name: str) -> npt.NDArray[Any]:
             path, dtype=dtype, mode="r", offset=offset, shape=shape, order=order
         )
         return mapped
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    # zlib, zipfile and NumPy raise errors of many kinds on damaged files.
+    except Exception as error:
         raise DataError(f"{path}: no array {name!r} can be read: {error}") from error
 
 
@@ -182,9 +192,14 @@ def _read_npz(paths: list[Path]) -> ImageSet:
                 f"{path}: expected 'data' of shape (n, 3 S S) and uint8, "
                 f"but got {data.shape} and {data.dtype}"
             )
-        of_images = np.asarray(_member(path, "labels")).reshape(-1).astype(np.int64)
-        if len(of_images) != len(data) or (len(data) and of_images.min() < 1):
+        of_images = np.asarray(_member(path, "labels")).reshape(-1)
+        if (
+            of_images.dtype.kind not in "iuf"
+            or len(of_images) != len(data)
+            or not np.all((of_images >= 1) & (of_images < 2**31))
+        ):
             raise DataError(f"{path}: expected {len(data)} 'labels' from 1, for as many images")
+        of_images = of_images.astype(np.int64)
         sizes.add(size)
         shards.append(data)
         labels.append(of_images - 1)

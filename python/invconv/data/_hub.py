@@ -29,6 +29,8 @@ class _Column:
 
 
 def _pixels(image: Any, shape: tuple[int, ...]) -> Images:
+    if image is None:
+        raise DataError("expected an image in each row, but one has none")
     pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"), np.uint8)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if pixels.shape != shape:
@@ -46,10 +48,16 @@ def _set(table: Any, shape: tuple[int, int, int] | None) -> ImageSet:
     if not columns:
         raise DataError(f"no column of images among {', '.join(table.features)}")
     if shape is None:
-        first = table[0][columns[0]]
+        first = table[0][columns[0]] if len(table) else None
+        if first is None:
+            raise DataError("expected an image in the first row, but there is none")
         channels = 1 if first.mode in ("1", "L", "LA") else 3
         shape = (channels, first.size[1], first.size[0])
-    labels = np.asarray(table[classes[0]], np.int64) if classes else None
+    known = list(table[classes[0]]) if classes else [None]
+    # A split whose classes are kept back has -1 in their place, or nothing.
+    labels = None
+    if all(label is not None and label >= 0 for label in known):
+        labels = np.asarray(known, np.int64)
     return ImageSet(_Column(table, columns[0], shape), labels)
 
 

@@ -83,7 +83,8 @@ def checksum(data: ImageData) -> str:
         if isinstance(part.images, np.ndarray):
             crc = zlib.crc32(np.ascontiguousarray(part.images).data, crc)
         else:
-            crc = zlib.crc32(part.images.fingerprint.encode(), crc)
+            # Names of files need not be Unicode.
+            crc = zlib.crc32(part.images.fingerprint.encode(errors="surrogateescape"), crc)
     return f"{crc:08x}"
 
 
