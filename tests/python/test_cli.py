@@ -23,9 +23,11 @@ import invconv
 from invconv.cli import main
 from invconv.cli._app import PRESET_HELP, PRESET_SUFFIXES, slow_threads
 from invconv.cli._display import Display
+from invconv.flows import PRESETS as FLOW_PRESETS
 from invconv.train import PRESETS
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "invconv"
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 # One thread: these models are tiny, and the results then do not depend on the machine's cores.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
@@ -118,6 +120,36 @@ def test_train_help_tells_the_presets_defaults(
     assert "(tiny 3, small 30, mnist 100, cifar10 100, imagenet32 20, imagenet64 20)" in out
     assert "(tiny 0.01, small 0.01, mnist 0.001, " in out
     assert "more epochs too, are refused" in out
+
+
+def test_the_page_on_training_tells_the_presets_as_they_are() -> None:
+    rows = re.findall(r"^\| (\w+) \|([\d. |]+)\| (yes|no) \|$", PAGE.read_text(), re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(PRESET_HELP["epochs"])
+    for name, figures, flip in rows:
+        model, preset = FLOW_PRESETS[name], PRESETS[name]
+        assert [float(figure) for figure in figures.split("|")] == [
+            model["levels"], model["steps"], model["hidden"],
+            preset.epochs, preset.batch_size, preset.lr,
+        ]  # fmt: skip
+        assert (flip == "yes") == preset.flip
+
+
+def test_the_commands_of_the_page_on_training_are_ours(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert "docs/training.md" in (PAGE.parents[1] / "README.md").read_text()
+    text = PAGE.read_text().replace("\\\n", " ")
+    commands = re.findall(r"\binvconv (train|eval|sample)( .*)?$", text, re.MULTILINE)
+    # Also what the list of the options of train begins with.
+    commands += [("train", line) for line in re.findall(r"^- (`--.*?)(?: |:)", text, re.MULTILINE)]
+    helps = {name: call([name, "--help"], capsys)[1] for name in ("train", "eval", "sample")}
+    seen = set()
+    for name, arguments in commands:
+        for option in re.findall(r"--[a-z-]+", arguments):
+            assert re.search(rf"{option}\b", helps[name]), option
+            seen.add((name, option))
+    assert len(seen) > 20
 
 
 @pytest.mark.parametrize(
