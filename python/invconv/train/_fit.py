@@ -311,7 +311,8 @@ def train(
             shared out.
         OSError: a file cannot be written. In either case the last checkpoint is intact.
     """
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    # The precision is the run's own, and not what a launcher's environment says.
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     if accelerator.num_processes > 1:
         device = accelerator.device
     state = _State(config, device)
