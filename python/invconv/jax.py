@@ -43,6 +43,7 @@ from jax import Array
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
 
 __all__ = ["conv", "logabsdet", "solve", "weight_grad"]
 
@@ -78,7 +79,12 @@ def _primitive(name: str, shape: Callable[..., tuple[int, ...]]) -> Any:
     primitive = Primitive(f"invconv_{name}")
 
     def abstract(a: Any, b: Any, **options: Any) -> ShapedArray:
-        return ShapedArray(shape(a.shape, b.shape, **options), a.dtype)
+        sizes = shape(a.shape, b.shape, **options)
+        if not _varying(a):
+            return ShapedArray(sizes, a.dtype)
+        whole = a.sharding.update(spec=PartitionSpec(*[None] * len(sizes)))
+        result: ShapedArray = a.update(shape=sizes, weak_type=False, sharding=whole)
+        return result
 
     def lower(ctx: Any, a: Any, b: Any, **options: Any) -> Any:
         corners = [_check.CORNERS.index(corner) for corner in options["corners"]]
@@ -98,8 +104,38 @@ def _primitive(name: str, shape: Callable[..., tuple[int, ...]]) -> Any:
     def compiled(options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         return jax.jit(functools.partial(primitive.bind, **dict(options)))
 
-    primitive.def_impl(lambda a, b, **options: compiled(tuple(options.items()))(a, b))
+    def compute(a: Any, b: Any, **options: Any) -> Any:
+        # Without this, what is compiled here would call this again under jax.disable_jit().
+        with jax.disable_jit(False):
+            return compiled(tuple(options.items()))(a, b)
+
+    primitive.def_impl(compute)
     return primitive
+
+
+def _varying(aval: Any) -> frozenset[str]:
+    """The axes of ``jax.shard_map``'s mesh that an array differs along."""
+    # Until 0.10 it was the array's own; until 0.6 it was not known.
+    kind = getattr(aval, "manual_axis_type", aval)
+    axes: frozenset[str] = getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+    return axes
+
+
+def _alike(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays that differ along the same axes of a mesh, as jax's own functions make them.
+
+    Where one is the same for several devices, its derivative is the sum over these.
+    """
+    axes: frozenset[str] = frozenset().union(*(_varying(array.aval) for array in arrays))
+    return tuple(_vary(array, tuple(sorted(axes - _varying(array.aval)))) for array in arrays)
+
+
+def _vary(array: Any, axes: tuple[str, ...]) -> Any:
+    if not axes:
+        return array
+    # Until 0.9 it had another name, which the types of later versions lack.
+    older = getattr(jax.lax, "pvary", None)
+    return jax.lax.pcast(array, axes, to="varying") if older is None else older(array, axes)
 
 
 def _weight_shape(
@@ -148,7 +184,7 @@ def _is_zero(tangent: Any) -> bool:
 
 
 def _zero(like: Any) -> ad.Zero:
-    return ad.Zero(ShapedArray(like.shape, like.dtype))
+    return ad.Zero(like.aval.to_tangent_aval())
 
 
 def _sum(first: Any, second: Any) -> Any:
@@ -248,7 +284,7 @@ def _into_batch(array: Any, axis: int | None, size: int) -> Any:
         array = jnp.broadcast_to(array, (size, *array.shape))
     else:
         array = jnp.moveaxis(array, axis, 0)
-    return array.reshape(-1, *array.shape[2:])
+    return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
 def _into_groups(images: Any, axis: int | None, size: int) -> Any:
@@ -258,7 +294,7 @@ def _into_groups(images: Any, axis: int | None, size: int) -> Any:
         images = jnp.broadcast_to(images[:, None], (batch, size, *rest))
     else:
         images = jnp.moveaxis(images, axis, 1)
-    return images.reshape(images.shape[0], -1, *images.shape[3:])
+    return images.reshape(images.shape[0], size * images.shape[2], *images.shape[3:])
 
 
 def _in_groups(size: int, *, corners: tuple[str, ...], groups: int, **options: Any) -> _Options:
@@ -267,43 +303,56 @@ def _in_groups(size: int, *, corners: tuple[str, ...], groups: int, **options: A
     return {"corners": corners, "groups": groups * size, **options}
 
 
-def _mapped_size(arrays: Sequence[Any], axes: Sequence[int | None]) -> int:
-    return next(
-        int(a.shape[axis]) for a, axis in zip(arrays, axes, strict=True) if axis is not None
-    )
+def _mapped_size(arrays: Sequence[Any], axes: Sequence[int | None]) -> Any:
+    """An integer, or a size without a value where a function is exported for any."""
+    return next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
+
+
+def _unmapped(array: Any, axis: int | None) -> tuple[int, ...]:
+    """The shape without its mapped axis."""
+    shape = list(array.shape)
+    if axis is not None:
+        del shape[axis]
+    return tuple(shape)
 
 
 def _batch_filter(primitive: Any, arrays: Any, axes: Any, **options: Any) -> tuple[Any, int]:
     images, weight = arrays
     size = _mapped_size(arrays, axes)
+    shape = _unmapped(images, axes[0])
+    if size == 0:  # of which no groups can be made
+        return jnp.zeros((0, *shape), images.dtype), 0
     per_image = weight.ndim - (axes[1] is not None) == 5
     if axes[1] is None and not per_image:
         flat = primitive.bind(_into_batch(images, axes[0], size), weight, **options)
-        return flat.reshape(size, -1, *flat.shape[1:]), 0
+        return flat.reshape(size, *shape), 0
     if per_image:
         flat = primitive.bind(
             _into_batch(images, axes[0], size), _into_batch(weight, axes[1], size), **options
         )
-        return flat.reshape(size, -1, *flat.shape[1:]), 0
-    weights = jnp.moveaxis(weight, axes[1], 0)
+        return flat.reshape(size, *shape), 0
     flat = primitive.bind(
         _into_groups(images, axes[0], size),
-        weights.reshape(-1, *weights.shape[2:]),
+        _into_batch(weight, axes[1], size),
         **_in_groups(size, **options),
     )
-    return flat.reshape(flat.shape[0], size, -1, *flat.shape[2:]), 1
+    return flat.reshape(shape[0], size, *shape[1:]), 1
 
 
 def _batch_weight_grad(
     arrays: Any, axes: Any, *, per_sample: bool, **options: Any
 ) -> tuple[Any, int]:
     size = _mapped_size(arrays, axes)
+    images = _unmapped(arrays[0], axes[0])
+    shape = _weight_shape(images, images, per_sample=per_sample, **options)
+    if size == 0:
+        return jnp.zeros((0, *shape), arrays[0].dtype), 0
     into = _into_batch if per_sample else _into_groups
     x, g = (into(a, axis, size) for a, axis in zip(arrays, axes, strict=True))
     if not per_sample:
         options = _in_groups(size, **options)
     flat = _weight_grad_p.bind(x, g, per_sample=per_sample, **options)
-    return flat.reshape(size, -1, *flat.shape[1:]), 0
+    return flat.reshape(size, *shape), 0
 
 
 ad.primitive_jvps[_solve_p] = _solve_jvp
@@ -397,7 +446,7 @@ def _filter(
     groups: int,
     transpose: bool,
 ) -> Array:
-    images, weight = _array(function, name, images), _array(function, "weight", weight)
+    images, weight = _alike(_array(function, name, images), _array(function, "weight", weight))
     _check.same_dtype(function, name, str(images.dtype), "weight", str(weight.dtype))
     _check.image_axes(function, name, images.shape)
     _check.weight_axes(function, weight.shape, images.ndim)
@@ -450,7 +499,7 @@ def weight_grad(
         [3.0, 0.0]
     """
     function = "weight_grad"
-    x, g = _array(function, "x", x), _array(function, "g", g)
+    x, g = _alike(_array(function, "x", x), _array(function, "g", g))
     _check.same_dtype(function, "x", str(x.dtype), "g", str(g.dtype))
     _check.image_axes(function, "x", x.shape)
     _check.same_shape(function, "g", g.shape, "x", x.shape)
@@ -516,4 +565,4 @@ def logabsdet(
     # The half types are for storage alone.
     arithmetic = jnp.promote_types(weight.dtype, jnp.float32)
     diagonal = weight[_diagonal(weight.shape, corners)].astype(arithmetic)
-    return (height * width * jnp.log(jnp.abs(diagonal)).sum()).astype(weight.dtype)
+    return (float(height * width) * jnp.log(jnp.abs(diagonal)).sum()).astype(weight.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import functools
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.experimental
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ every_case = pytest.mark.parametrize(
 )
 
 # Until 0.8 it had this place.
-enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 @pytest.fixture(autouse=True)
@@ -301,6 +303,9 @@ def test_a_logabsdet_of_half_types_and_of_nothing() -> None:
     assert (result.dtype, float(result)) == (jnp.bfloat16, float(jnp.bfloat16(9 * np.log(2))))
     assert ij.logabsdet(0 * weight, (0, 3), unit_diagonal=False) == 0
     assert ij.logabsdet(weight, 3) == 0
+    # More pixels than an integer of jax can count.
+    large = ij.logabsdet(weight, 2**62, unit_diagonal=False)
+    assert float(large) == float(jnp.bfloat16(2.0**124 * np.log(2)))
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 4), (2, 4, 0, 4), (2, 0, 3, 4)])
@@ -310,6 +315,91 @@ def test_nothing_gives_nothing(shape: tuple[int, ...]) -> None:
     assert ij.solve(y, weight).shape == shape
     gradient = jax.grad(lambda weight: ij.solve(y, weight).sum())(weight)
     np.testing.assert_array_equal(gradient, jnp.zeros_like(weight))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 4), (0, 4, 3, 4), (2, 4, 0, 4), (2, 0, 3, 4)])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_vmap_of_nothing(shape: tuple[int, ...], per_sample: bool) -> None:
+    """Over no arrays at all, and over empty ones."""
+    batch, channels = shape[:2]
+    y = jnp.ones(shape)
+    weight = jnp.zeros(((batch,) if per_sample else ()) + (channels, channels, 3, 2))
+    for size in (0, 3):
+        stacks = [jnp.broadcast_to(array, (size, *array.shape)) for array in (y, weight)]
+        for axes in ((0, 0), (0, None), (None, 0)):
+            inputs = [
+                stack if axis == 0 else one
+                for stack, axis, one in zip(stacks, axes, (y, weight), strict=True)
+            ]
+            for function in (ij.solve, ij.conv):
+                # The weight is zero, and its diagonal 1.
+                np.testing.assert_array_equal(jax.vmap(function, axes)(*inputs), stacks[0])
+                gradient = jax.grad(lambda y, w, f=function: f(y, w).sum(), (0, 1))
+                of_y, of_weight = jax.vmap(gradient, axes)(*inputs)
+                np.testing.assert_array_equal(of_y, stacks[0])
+                assert of_weight.shape == stacks[1].shape
+
+
+def test_without_jit() -> None:
+    y, weight = arrays()
+    with jax.disable_jit():
+        result = jax.grad(lambda y: ij.solve(y, weight, groups=2).sum())(y)
+    expected = ij.solve(jnp.ones_like(y), weight, groups=2, transpose=True)
+    np.testing.assert_array_equal(result, expected)
+
+
+SHARED = """
+import functools
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+import invconv.jax as ij
+
+shard_map = getattr(jax, "shard_map", None)
+if shard_map is None:
+    from jax.experimental.shard_map import shard_map
+mesh = Mesh(np.array(jax.devices()), ("i",))
+assert mesh.size == 2
+rng = np.random.default_rng(0)
+y = jnp.asarray(rng.standard_normal((4, 4, 5, 6)), jnp.float32)
+weight = jnp.asarray(0.1 * rng.standard_normal((4, 2, 3, 3)), jnp.float32)
+for f in (ij.solve, ij.conv):
+    f = functools.partial(f, groups=2)
+    loss = lambda y, weight: (f(y, weight) ** 2).sum()
+    share = functools.partial(shard_map, mesh=mesh, in_specs=(P("i"), P()))
+    shared = share(f, out_specs=P("i"))
+    both = lambda y, w: jax.lax.scan(lambda y, _: (f(y, w), 0), y, length=2)[0]
+    twice = share(both, out_specs=P("i"))
+    total = share(lambda y, w: jax.lax.psum(loss(y, w), "i"), out_specs=P())
+    np.testing.assert_array_equal(jax.jit(shared)(y, weight), f(y, weight))
+    np.testing.assert_array_equal(jax.jit(twice)(y, weight), f(f(y, weight), weight))
+    expected = jax.grad(loss, (0, 1))(y, weight)
+    for whole in (total, lambda y, weight: (shared(y, weight) ** 2).sum()):
+        for result, of in zip(jax.jit(jax.grad(whole, (0, 1)))(y, weight), expected, strict=True):
+            # Sums of 480 products, in another order.
+            np.testing.assert_allclose(result, of, rtol=1e-4, atol=1e-4)
+summed = lambda x, g: jax.lax.psum(ij.weight_grad(x, g, 3, groups=2), "i")
+result = share(summed, in_specs=(P("i"), P("i")), out_specs=P())(y, y)
+np.testing.assert_allclose(result, ij.weight_grad(y, y, 3, groups=2), rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_shared_out_over_devices() -> None:
+    """The shares of a batch on two devices, whose derivatives by one weight add up."""
+    # The number of devices is fixed when jax starts.
+    flags = "--xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", SHARED], check=True, env=environment)
+
+
+def test_exported_for_any_number_of_stacks() -> None:
+    y, weight = arrays()
+    stacks, batch = jax.export.symbolic_shape("n, b")
+    exported = jax.export.export(
+        jax.jit(jax.vmap(lambda y: ij.solve(y, weight, groups=2))),
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("invconv_solve")],
+    )(jax.ShapeDtypeStruct((stacks, batch, *SHAPE[1:]), y.dtype))
+    expected = ij.solve(y, weight, groups=2)
+    np.testing.assert_array_equal(exported.call(jnp.stack([y] * 3)), jnp.stack([expected] * 3))
 
 
 def test_numpy_arrays_and_scalars_become_jax_arrays() -> None:
