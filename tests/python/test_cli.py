@@ -163,6 +163,7 @@ def test_the_commands_of_the_page_on_training_are_ours(
         ["train", "--lr", "inf"],
         ["train", "--lr", "nan"],
         ["train", "--seed", "-1"],
+        ["sample", "--seed", str(2**64)],
         ["train", "--preset", "enormous"],
         ["train", "--preset", "small-reverse"],
         ["sample", "--number", "0"],
@@ -193,6 +194,9 @@ def test_wrong_usage_is_said_before_the_slow_imports(option: str) -> None:
     [
         (["train", "--data", "nowhere"], "invconv train: no folder 'nowhere', and no data set"),
         (["train", "--device", "abacus"], "invconv train: device 'abacus' cannot be used"),
+        # Names that torch knows: tensors without values, and a module that is not there.
+        (["train", "--device", "meta"], "invconv train: device 'meta' cannot be used"),
+        (["train", "--device", "hpu"], "invconv train: device 'hpu' cannot be used"),
         (["train", "--resume", "--out", "nowhere"], "nowhere holds no run to resume"),
         (
             ["sample"],

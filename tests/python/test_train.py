@@ -601,7 +601,8 @@ def test_learning_rate_rises_and_falls(images: Path) -> None:
         ({"batch_size": 0}, "expected batch_size of at least 1"),
         ({"lr": 0.0}, "expected lr above 0"),
         ({"lr": math.nan}, "expected lr above 0"),
-        ({"seed": -1}, "expected seed of at least 0"),
+        ({"seed": -1}, "expected seed from 0 to 2"),
+        ({"seed": 2**64}, "expected seed from 0 to 2"),
     ],
 )
 def test_bad_options(images: Path, given: dict[str, Any], message: str) -> None:

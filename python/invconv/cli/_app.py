@@ -350,7 +350,12 @@ def sample(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the latents; with --interpolate of the choice of images.")
+        int,
+        typer.Option(
+            min=0,
+            max=2**64 - 1,
+            help="Of the latents; with --interpolate of the choice of images.",
+        ),
     ] = 0,
     device: _Device = "cpu",
     out: Annotated[

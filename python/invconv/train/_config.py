@@ -92,8 +92,9 @@ class TrainConfig:
             raise ValueError(f"expected precision in {PRECISIONS}, but got {self.precision!r}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"expected lr above 0 and finite, but got {self.lr}")
-        if self.seed < 0:
-            raise ValueError(f"expected seed of at least 0, but got {self.seed}")
+        # torch's generators take 64 bits.
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"expected seed from 0 to 2^64 - 1, but got {self.seed}")
 
     @property
     def conditional(self) -> bool:

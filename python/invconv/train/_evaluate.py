@@ -32,8 +32,9 @@ def select_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=device).item()  # "meta" has no values
+    # torch has names of devices without the modules for them.
+    except (RuntimeError, AssertionError, ModuleNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"device {name!r} cannot be used: {reason}") from error
     return device
