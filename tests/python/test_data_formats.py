@@ -428,3 +428,12 @@ def test_the_hub_out_of_reach_is_one_line() -> None:
     )
     assert done.stdout.startswith("hf:nobody/nothing: cannot be loaded: ")
     assert done.stdout.count("\n") == 1
+
+
+def test_a_run_knows_its_images_and_labels_again(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    before = checksum(load(tmp_path))
+    assert checksum(load(tmp_path)) == before
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x06")
+    assert checksum(load(tmp_path)) != before

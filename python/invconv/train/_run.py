@@ -74,7 +74,7 @@ def absolute_source(source: str) -> str:
 
 
 def checksum(data: ImageData) -> str:
-    """A short word that differs when the images or their split do.
+    """A short word that differs when the images, their labels or their split do.
 
     Of images in memory all count; of those on the disk the files' names and sizes.
     """
@@ -85,6 +85,8 @@ def checksum(data: ImageData) -> str:
         else:
             # Names of files need not be Unicode.
             crc = zlib.crc32(part.images.fingerprint.encode(errors="surrogateescape"), crc)
+        if part.labels is not None:
+            crc = zlib.crc32(np.ascontiguousarray(part.labels).data, crc)
     return f"{crc:08x}"
 
 
