@@ -522,6 +522,31 @@ def test_info_tells_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
 # --- runs that are stopped from outside -------------------------------------------------------
 
 
+def test_an_interrupt_in_a_destructor_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from invconv.cli._display import Display
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    forgotten: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", forgotten.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Display(Console(quiet=True)) as display:
+            display.started(1, 0, 1, 10)
+            display.batch_done(1, 5, 3.0)
+            Dying()
+            assert len(forgotten) == 1
+            with pytest.raises(KeyboardInterrupt):
+                display.batch_done(1, 5, 3.0)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_control_c(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -1,6 +1,9 @@
 """What a run shows on a terminal."""
 
+import signal
 from collections.abc import Mapping
+from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -17,12 +20,18 @@ class _Speed(ProgressColumn):
 
 
 class Display(Listener):
-    """A bar over the whole run on a terminal, and a line for each epoch everywhere."""
+    """A bar over the whole run on a terminal, and a line for each epoch everywhere.
+
+    It remembers a Ctrl-C until the next step: Python forgets one that comes in a destructor, such
+    as those of the processes that read images.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bits = 0.0
         self._epochs = 0
+        self._interrupted = False
+        self._handler: Any = None
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -37,11 +46,20 @@ class Display(Listener):
         )
 
     def __enter__(self) -> "Display":
+        # Where interrupts are ignored, as in the background of a script, they stay so.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def started(
         self, parameters: int, epochs_done: int, epochs: int, images_per_epoch: int
@@ -62,6 +80,8 @@ class Display(Listener):
 
     def batch_done(self, epoch: int, images: int, bits_per_dim: float) -> None:
         """Advance the bar; its bits/dim are smoothed over about ten steps."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         self._bits = 0.9 * self._bits + 0.1 * bits_per_dim if self._bits else bits_per_dim
         self._progress.update(self._task, advance=images, epoch=epoch, bits=f"{self._bits:.3f}")
 
