@@ -9,17 +9,20 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
-from invconv.data import DataError, ImageSet, _folder, load
+from invconv.data import DataError, ImageSet, _types, load
 from invconv.data._files import read_imagenet
 from invconv.train import checksum
+from invconv.train._loader import load_batches
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -106,13 +109,14 @@ def test_idx_without_labels_has_no_classes(tmp_path: Path) -> None:
         ("train-images-idx3-ubyte", lambda b: b"", "magic number 0x00000803.* an empty file"),
         ("t10k-images-idx3-ubyte", lambda b: b"\1" + b[1:], "magic number .* got 0x01000803"),
         ("t10k-labels-idx1-ubyte", lambda b: idx(np.zeros(9, np.uint8)), "label for each of the 8"),
+        ("t10k-images-idx3-ubyte", lambda b: idx(np.zeros((8, 0, 5), np.uint8)), "sizes 8 x 0 x 5"),
         (
             "train-images-idx3-ubyte",
             lambda b: b[:4] + 12 * b"\xff",
             "expected 4294967295 x 4294967295",
         ),
         # No bytes are expected, but no array can have such axes.
-        ("train-images-idx3-ubyte", lambda b: b[:4] + bytes(4) + 8 * b"\xff", "cannot be read"),
+        ("train-images-idx3-ubyte", lambda b: b[:4] + bytes(4) + 8 * b"\xff", "sizes 0 x 4294967"),
     ],
 )
 def test_damaged_idx_is_named(tmp_path: Path, name: str, change: Any, message: str) -> None:
@@ -134,6 +138,13 @@ def test_damaged_gzip_and_missing_half_are_named(tmp_path: Path) -> None:
             load(tmp_path)
     path.unlink()
     with pytest.raises(DataError, match="no train-images-idx3-ubyte beside the other IDX files"):
+        load(tmp_path)
+
+
+def test_test_images_of_another_size_are_refused(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(pattern(8, 7, 5)))
+    with pytest.raises(DataError, match=r"shape \(1, 6, 5\) of the training .* got \(1, 7, 5\)"):
         load(tmp_path)
 
 
@@ -205,8 +216,11 @@ def test_imagenet(tmp_path: Path, packed: bool) -> None:
     np.testing.assert_array_equal(data.train.images[chosen], content(data.train)[chosen])
 
 
-def test_numbers_of_images_on_the_disk_are_those_of_an_array(tmp_path: Path) -> None:
+def test_numbers_of_images_on_the_disk_are_those_of_an_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_npz(tmp_path, packed=False)
+    monkeypatch.setattr(_types, "MOST_IN_MEMORY", 100)
     train, _ = read_imagenet(tmp_path) or pytest.fail("no ImageNet")
     chosen = np.array([-1, -33, 0, -1, 32])
     np.testing.assert_array_equal(train.images[chosen], content(train)[chosen])
@@ -214,18 +228,6 @@ def test_numbers_of_images_on_the_disk_are_those_of_an_array(tmp_path: Path) -> 
     for outside in (33, -34):
         with pytest.raises(IndexError, match="expected numbers of 33 images"):
             train.images[np.array([0, outside])]
-
-
-def test_stored_arrays_stay_on_the_disk(tmp_path: Path) -> None:
-    """What is read of them is what the file holds by then."""
-    write_npz(tmp_path, packed=False)
-    data = load(tmp_path)
-    before = content(data.test)
-    path = tmp_path / "val_data.npz"
-    raw = path.read_bytes()
-    with path.open("r+b") as file:
-        file.write(raw.replace(before.tobytes(), (255 - before).tobytes()))
-    np.testing.assert_array_equal(content(data.test), 255 - before)
 
 
 def test_damaged_npz_is_named(tmp_path: Path) -> None:
@@ -246,6 +248,10 @@ def test_damaged_npz_is_named(tmp_path: Path) -> None:
         load(tmp_path)
     np.savez(path, data=np.zeros((3, 12), np.uint8), labels=np.ones(3))
     with pytest.raises(DataError, match=r"images of \[2, 8\] pixels to a side together"):
+        load(tmp_path)
+    write_npz(tmp_path, packed=False)
+    np.savez(tmp_path / "val_data.npz", data=np.zeros((0, 192), np.uint8), labels=np.ones(0))
+    with pytest.raises(DataError, match="expected images in each set"):
         load(tmp_path)
     (tmp_path / "val_data.npz").unlink()
     with pytest.raises(DataError, match=r"train_data_batch_\*\.npz together with val_data\.npz"):
@@ -279,6 +285,20 @@ def test_an_npz_longer_than_memory_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "val_data.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("data.npy", header.getvalue())
     with pytest.raises(DataError, match=r"val_data\.npz: no array 'data' can be read: Unable to"):
+        load(tmp_path)
+
+
+def test_an_array_that_ends_too_early_is_not_read_on(tmp_path: Path) -> None:
+    """Behind a stored array is the next one, whose bytes are no images."""
+    write_npz(tmp_path, packed=False)
+    header, labels = io.BytesIO(), io.BytesIO()
+    said = {"descr": "|u1", "fortran_order": False, "shape": (6, 192)}
+    np.lib.format.write_array_header_1_0(header, said)
+    np.save(labels, np.ones(6, np.int64))
+    with zipfile.ZipFile(tmp_path / "val_data.npz", "w") as archive:
+        archive.writestr("data.npy", header.getvalue() + bytes(5 * 192))
+        archive.writestr("labels.npy", labels.getvalue())
+    with pytest.raises(DataError, match=r"val_data\.npz: .* expected 1152 values, got 960"):
         load(tmp_path)
 
 
@@ -341,77 +361,132 @@ def test_an_empty_test_folder_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_large_folders_are_decoded_when_they_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_folders(tmp_path, "test", True)
-    in_memory = load(tmp_path)
-    monkeypatch.setattr(_folder, "MOST_IN_MEMORY", 100)
+def test_own_validation_images_stay_so(tmp_path: Path) -> None:
+    train, *_ = write_folders(tmp_path, "test", True)
+    write_folders(tmp_path, "val", True)
+    for path in sorted((tmp_path / "val").rglob("*.png"))[1:]:
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     data = load(tmp_path)
-    for part in ("train", "validation", "test"):
-        one, other = getattr(data, part), getattr(in_memory, part)
-        assert not isinstance(one.images, np.ndarray) and isinstance(other.images, np.ndarray)
-        np.testing.assert_array_equal(content(one), content(other))
-        np.testing.assert_array_equal(one.labels, other.labels)
-    before = checksum(data)
-    assert checksum(load(tmp_path)) == before
-    path = next((tmp_path / "train").rglob("*.png"))
-    path.write_bytes(b"damaged")
-    with pytest.raises(DataError, match=rf"{path.name}: cannot be read as an image"):
-        content(data.train)
-        content(data.validation)
-    Image.fromarray(np.zeros((6, 4, 3), np.uint8)).save(path)
-    assert checksum(load(tmp_path)) != before
-    path.rename(path.with_name(os.fsdecode(b"\xff.png")))  # which is not Unicode
-    assert checksum(load(tmp_path)) != before
+    assert tuple(map(len, (data.train, data.validation, data.test))) == (30, 6, 6)
+    assert_holds(data.train, train, np.arange(30) % 3)
+    np.testing.assert_array_equal(content(data.validation)[0], content(data.test)[0])
+    np.testing.assert_array_equal(content(data.validation)[1:], 255 - content(data.test)[1:])
+    np.testing.assert_array_equal(data.validation.labels, data.test.labels)
+    assert data.num_classes == 3
 
 
 # --- the hub ----------------------------------------------------------------------------------
 
 
-def write_hub(
-    folder: Path, test_labels: list[int | None] | None = None
-) -> tuple[Bytes, Bytes, Any, Any]:
+def write_hub(folder: Path, **splits: tuple[list[Any], list[int | None]]) -> None:
+    """A folder as the hub has them, of pictures and labels."""
     import datasets
 
     features = datasets.Features(
         {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
     )
-    train, test = pattern(20, 4, 5, 3), pattern(5, 4, 5, 3, seed=1)
-    labels = [np.arange(n) % 3 for n in (20, 5)]
-    for name, images, of_images in zip(("train", "test"), (train, test), labels, strict=True):
-        column = test_labels if test_labels and name == "test" else of_images.tolist()
-        rows = {"img": [Image.fromarray(i) for i in images], "label": column}
-        table = datasets.Dataset.from_dict(rows, features=features)
-        (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for name, (pictures, labels) in splits.items():
+        table = datasets.Dataset.from_dict({"img": pictures, "label": labels}, features=features)
         table.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
-    return train.transpose(0, 3, 1, 2), test.transpose(0, 3, 1, 2), *labels
 
 
-def test_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pictures(n: int, *shape: int, seed: int = 0) -> list[Any]:
+    return [Image.fromarray(image) for image in pattern(n, *shape, seed=seed)]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like one of the hub's stands for it: the tests have no network."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
-    written = write_hub(tmp_path / "flowers")
-    data = load(f"hf:{tmp_path / 'flowers'}")
+    return tmp_path / "flowers"
+
+
+def test_sets_of_the_hub(hub: Path) -> None:
+    labels, test_labels = [n % 3 for n in range(20)], [n % 3 for n in range(5)]
+    write_hub(
+        hub, train=(pictures(20, 4, 5, 3), labels), test=(pictures(5, 4, 5, 3, seed=1), test_labels)
+    )
+    data = load(f"hf:{hub}")
     assert (data.name, data.image_shape, data.num_classes) == ("flowers", (3, 4, 5), 3)
-    assert_split(data, *written)
+    train, test = pattern(20, 4, 5, 3), pattern(5, 4, 5, 3, seed=1)
+    assert_split(
+        data,
+        train.transpose(0, 3, 1, 2),
+        test.transpose(0, 3, 1, 2),
+        np.array(labels),
+        np.array(test_labels),
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "counts"),
+    [((), (16, 2, 2)), (("validation",), (18, 2, 4)), (("test", "validation"), (20, 4, 4))],
+)
+def test_splits_of_the_hub(
+    hub: Path, others: tuple[str, ...], counts: tuple[int, int, int]
+) -> None:
+    splits = {name: (pictures(4, 4, 5, seed=len(name)), [0] * 4) for name in others}
+    write_hub(hub, train=(pictures(20, 4, 5), [0] * 20), **splits)
+    data = load(f"hf:{hub}")
+    assert data.image_shape == (1, 4, 5)
+    assert tuple(map(len, (data.train, data.validation, data.test))) == counts
+    if "test" in others:
+        np.testing.assert_array_equal(content(data.test)[:, 0], pattern(4, 4, 5, seed=4))
 
 
 @pytest.mark.parametrize("unknown", [-1, None])
-def test_classes_that_the_hub_keeps_back_are_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: int | None
-) -> None:
-    import datasets
+def test_classes_that_the_hub_keeps_back_are_none(hub: Path, unknown: int | None) -> None:
+    write_hub(hub, train=(pictures(20, 4, 5), [1] * 20), test=(pictures(3, 4, 5), [0, unknown, 0]))
+    data = load(f"hf:{hub}")
+    assert data.test.labels is None and data.num_classes == 0
+    assert data.train.labels is not None and data.train.labels.tolist() == [1] * 18
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    train, test, labels, _ = write_hub(tmp_path / "flowers", [unknown] * 5)
-    data = load(f"hf:{tmp_path / 'flowers'}")
-    assert data.num_classes == 0
-    assert_split(data, train, test, labels, None)
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (np.full((4, 5), 40000, np.uint16), "expected 8 bits per channel, but got mode I;16"),
+        (pattern(1, 4, 5, 3)[0], "expected a gray image as the others are, but got mode RGB"),
+        (pattern(1, 5, 5)[0], "expected 5 x 4 pixels as the first has, but got 5 x 5"),
+    ],
+)
+def test_odd_images_of_the_hub_are_named(hub: Path, odd: Any, message: str) -> None:
+    test = [*pictures(2, 4, 5), Image.fromarray(odd)]
+    write_hub(hub, train=(pictures(20, 4, 5), [0] * 20), test=(test, [0] * 3))
+    with pytest.raises(DataError, match=f"flowers, test, image 2: {message}"):
+        load(f"hf:{hub}")
+
+
+def test_gray_images_among_color_of_the_hub_become_color(hub: Path) -> None:
+    write_hub(hub, train=([*pictures(1, 4, 5), *pictures(19, 4, 5, 3)], [0] * 20))
+    assert load(f"hf:{hub}").image_shape == (3, 4, 5)
+
+
+def test_damaged_images_of_the_hub_are_named(hub: Path) -> None:
+    write_hub(hub, train=([*pictures(19, 4, 5), {"bytes": b"damaged", "path": None}], [0] * 20))
+    with pytest.raises(DataError, match="flowers, train: an image cannot be read: cannot identify"):
+        load(f"hf:{hub}")
+
+
+def test_rows_of_the_hub_without_an_image_are_named(hub: Path) -> None:
+    write_hub(hub, train=([*pictures(19, 4, 5), None], [0] * 20))
+    with pytest.raises(DataError, match="flowers, train: expected an image in each row"):
+        load(f"hf:{hub}")
+
+
+def test_the_hub_without_its_package_is_one_line() -> None:
+    code = (
+        "import sys; sys.modules['datasets'] = None\n"
+        "from invconv.data import load, DataError\n"
+        "try:\n    load('hf:mnist')\nexcept DataError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("hf:mnist needs the datasets package: pip install")
+    assert done.stdout.count("\n") == 1
 
 
 def test_the_hub_out_of_reach_is_one_line() -> None:
@@ -437,3 +512,96 @@ def test_a_run_knows_its_images_and_labels_again(tmp_path: Path) -> None:
     path = tmp_path / "train-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\x06")
     assert checksum(load(tmp_path)) != before
+
+
+# --- images that stay on the disk -------------------------------------------------------------
+
+
+def write_hub_set(folder: Path) -> None:
+    labels: list[int | None] = [n % 3 for n in range(30)]
+    write_hub(
+        folder, train=(pictures(30, 4, 5, 3), labels), test=(pictures(5, 4, 5, 3), labels[:5])
+    )
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "idx": write_idx,
+    "cifar10": write_cifar,
+    "npz": lambda folder: write_npz(folder, packed=False),
+    "packed npz": lambda folder: write_npz(folder, packed=True),
+    "folders": lambda folder: write_folders(folder, "test", True),
+    "hub": write_hub_set,
+}
+MAPPED = {"idx", "cifar10", "npz"}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_large_sets_stay_on_the_disk(hub: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.mkdir()
+    WRITERS[kind](hub)
+    source = f"hf:{hub}" if kind == "hub" else str(hub)
+    in_memory = load(source)
+    monkeypatch.setattr(_types, "MOST_IN_MEMORY", 100)
+    data = load(source)
+    packed = pickle.dumps(data)
+    # Worker processes that are not forked get a pickle.
+    other = pickle.loads(packed)
+    if kind in MAPPED:
+        assert all(image.tobytes() not in packed for image in content(in_memory.train))
+    assert checksum(other) == checksum(load(source)) == checksum(data)
+    for name in ("train", "validation", "test"):
+        expected = getattr(in_memory, name)
+        assert isinstance(expected.images, np.ndarray)
+        for found in (getattr(data, name), getattr(other, name)):
+            assert not isinstance(found.images, np.ndarray)
+            assert found.images.shape == expected.images.shape
+            np.testing.assert_array_equal(content(found), expected.images)
+            np.testing.assert_array_equal(found.labels, expected.labels)
+    # Any numbers in any order, with the same bits whoever reads them.
+    order = np.random.RandomState(0).permutation(np.arange(len(data.train)).repeat(2))
+    batches = np.array_split(order, 5)
+    expected_batches = list(load_batches(in_memory.train, 256, batches, key=(0,)))
+    for workers in (0, 2):
+        found_batches = list(load_batches(data.train, 256, batches, key=(0,), workers=workers))
+        for (x, y), (x0, y0) in zip(found_batches, expected_batches, strict=True):
+            assert y is not None and y0 is not None
+            assert torch.equal(x, x0) and torch.equal(y, y0)
+
+
+@pytest.mark.parametrize("kind", ["idx", "npz"])
+def test_mapped_files_are_read_when_they_are_asked_for(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS[kind](tmp_path)
+    monkeypatch.setattr(_types, "MOST_IN_MEMORY", 100)
+    data = load(tmp_path)
+    before = content(data.test)
+    known = checksum(data)
+    path = tmp_path / ("val_data.npz" if kind == "npz" else "t10k-images-idx3-ubyte")
+    raw = path.read_bytes()
+    assert raw.count(before[-1].tobytes()) == 1
+    path.write_bytes(raw.replace(before[-1].tobytes(), (255 - before[-1]).tobytes()))
+    np.testing.assert_array_equal(content(data.test)[-1], 255 - before[-1])
+    assert checksum(data) != known
+    path.write_bytes(raw[:100])
+    with pytest.raises(DataError, match=rf"{path.name}: cannot be read"):
+        content(data.test)
+
+
+def test_touched_or_copied_files_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_types, "MOST_IN_MEMORY", 100)
+    for folder in ("one", "two"):
+        write_folders(tmp_path / folder, "test", True)
+    for path in (tmp_path / "two").rglob("*.png"):
+        os.utime(path, (1, 1))
+    known = checksum(load(tmp_path / "one"))
+    assert checksum(load(tmp_path / "two")) == known
+    # Another image in a file of the same size, and another name.
+    path = min((tmp_path / "two" / "train").rglob("*.png"))
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert checksum(load(tmp_path / "two")) != known
+    path = max((tmp_path / "one" / "train").rglob("*.png"))
+    path.rename(path.with_name(os.fsdecode(b"\xff.png")))  # which is not Unicode
+    assert checksum(load(tmp_path / "one")) != known

@@ -1,19 +1,18 @@
 """Folders of image files."""
 
-import math
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from invconv._extras import pip_install
-from invconv.data._types import DataError, Images, ImageSet, Indices, LazyImages
+from invconv.data._types import DataError, Images, ImageSet, Indices, in_memory
 
 _SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-# Above this images stay on the disk, and are decoded whenever they are asked for.
-MOST_IN_MEMORY = 2**30
 
 
 def _pillow() -> Any:
@@ -38,16 +37,22 @@ class _Decoded:
     """Image files of one size, decoded whenever they are asked for."""
 
     def __init__(self, paths: list[Path], shape: tuple[int, int, int]) -> None:
-        self._paths = paths
+        # Not a list: of a million paths each worker process would come to have its own copy.
+        self._paths = np.array([os.fsencode(path) for path in paths])
         self.shape = (len(paths), *shape)
-        self.fingerprint = " ".join(f"{p.name} {p.stat().st_size}" for p in paths)
+        crc = 0
+        for path in paths:
+            crc = zlib.crc32(os.fsencode(path.name) + f" {path.stat().st_size} ".encode(), crc)
+        self.fingerprint = f"{crc:08x}"
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, numbers: Indices) -> Images:
         gray = self.shape[1] == 1
-        return np.stack([_decode(self._paths[number], gray) for number in numbers])
+        return np.stack(
+            [_decode(Path(os.fsdecode(path)), gray) for path in self._paths[numbers].tolist()]
+        )
 
 
 def _headers(paths: list[Path]) -> tuple[int, int, int]:
@@ -75,13 +80,6 @@ def _headers(paths: list[Path]) -> tuple[int, int, int]:
     return (1 if gray else 3), first[1], first[0]
 
 
-def _source(paths: list[Path], shape: tuple[int, int, int]) -> Images | LazyImages:
-    source = _Decoded(paths, shape)
-    if math.prod(source.shape) > MOST_IN_MEMORY:
-        return source
-    return source[np.arange(len(paths))]
-
-
 def _paths(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
 
@@ -91,34 +89,36 @@ def read_folder(folder: Path) -> ImageSet:
     paths = _paths(folder)
     if not paths:
         raise DataError(f"{folder}: no image files ({', '.join(sorted(_SUFFIXES))})")
-    return ImageSet(_source(paths, _headers(paths)))
+    return ImageSet(in_memory(_Decoded(paths, _headers(paths))))
 
 
-def read_split_folder(folder: Path) -> tuple[ImageSet, ImageSet] | None:
-    """The folders train and test (or val) of a folder, as sets; None without these.
+def read_split_folder(folder: Path) -> tuple[ImageSet, ...] | None:
+    """The folders train, test and val of a folder, as sets; None without train and another.
 
-    Folders in them, if both have the same, are classes, in the order of their names.
+    Where there is no test, val is the test set. Folders in all of them, if they are the same, are
+    classes, in the order of their names.
     """
-    test = folder / "test" if (folder / "test").is_dir() else folder / "val"
-    parts = [folder / "train", test]
-    if not all(part.is_dir() for part in parts):
+    parts = [part for name in ("train", "test", "val") if (part := folder / name).is_dir()]
+    if len(parts) < 2 or parts[0].name != "train":
         return None
     paths = [_paths(part) for part in parts]
     for part, found in zip(parts, paths, strict=True):
         if not found:
             raise DataError(f"{part}: no image files ({', '.join(sorted(_SUFFIXES))})")
-    shape = _headers([*paths[0], *paths[1]])
+    shape = _headers([path for found in paths for path in found])
     # Of each file the path below its part: its first folder is the class.
     below = [
         [p.relative_to(part).parts for p in found] for part, found in zip(parts, paths, strict=True)
     ]
     names = [sorted({path[0] for path in found}) for found in below]
-    classes = names[0] == names[1] and all(len(path) > 1 for found in below for path in found)
-    train, test_set = (
+    classes = all(of == names[0] for of in names) and all(
+        len(path) > 1 for found in below for path in found
+    )
+    number = {name: at for at, name in enumerate(names[0])}
+    return tuple(
         ImageSet(
-            _source(found, shape),
-            np.array([names[0].index(path[0]) for path in of]) if classes else None,
+            in_memory(_Decoded(found, shape)),
+            np.array([number[path[0]] for path in of]) if classes else None,
         )
         for found, of in zip(paths, below, strict=True)
     )
-    return train, test_set

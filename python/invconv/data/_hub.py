@@ -5,67 +5,91 @@ from typing import Any
 import numpy as np
 
 from invconv._extras import pip_install
-from invconv.data._types import DataError, Images, ImageSet, Indices
+from invconv.data._types import DataError, Images, ImageSet, Indices, Labels, in_memory
+
+_GRAY = ("1", "L", "LA")
 
 
 class _Column:
     """The image column of a table, decoded whenever it is asked for."""
 
-    def __init__(self, table: Any, column: str, shape: tuple[int, int, int]) -> None:
-        self._table, self._column = table, column
+    def __init__(
+        self, name: str, table: Any, column: str, shape: tuple[int, int, int] | None
+    ) -> None:
+        self._name, self._table, self._column = name, table, column
+        if shape is None:
+            # Gray if some of them are: to look at all would be to decode all.
+            some = self._pictures(np.linspace(0, len(table) - 1, 100).astype(np.int64))
+            gray = all(picture.mode in _GRAY for picture in some)
+            shape = (1 if gray else 3, some[0].height, some[0].width)
         self.shape = (len(table), *shape)
-        self.fingerprint = str(table._fingerprint)
+        self.fingerprint = f"{table.features}"
 
     def __len__(self) -> int:
         return self.shape[0]
 
+    def _pictures(self, numbers: Indices) -> list[Any]:
+        try:
+            pictures: list[Any] = self._table[numbers.tolist()][self._column]
+        # Pillow raises errors of many kinds on damaged images.
+        except Exception as error:
+            raise DataError(f"{self._name}: an image cannot be read: {_line(error)}") from error
+        if any(picture is None for picture in pictures):
+            raise DataError(f"{self._name}: expected an image in each row, but one has none")
+        return pictures
+
     def __getitem__(self, numbers: Indices) -> Images:
-        return np.stack(
-            [
-                _pixels(image, self.shape[1:])
-                for image in self._table[numbers.tolist()][self._column]
-            ]
-        )
+        channels, height, width = self.shape[1:]
+        result = np.empty((len(numbers), channels, height, width), np.uint8)
+        pictures = self._pictures(numbers)
+        for at, (number, picture) in enumerate(zip(numbers, pictures, strict=True)):
+            place = f"{self._name}, image {number}"
+            if picture.mode.startswith(("I", "F")):
+                raise DataError(
+                    f"{place}: expected 8 bits per channel, but got mode {picture.mode}"
+                )
+            if channels == 1 and picture.mode not in _GRAY:
+                raise DataError(
+                    f"{place}: expected a gray image as the others are, but got mode {picture.mode}"
+                )
+            if picture.size != (width, height):
+                raise DataError(
+                    f"{place}: expected {width} x {height} pixels as the first has, "
+                    f"but got {picture.width} x {picture.height}"
+                )
+            pixels = np.asarray(picture.convert("RGB"))
+            result[at] = pixels.transpose(2, 0, 1)[:channels]
+        return result
 
 
-def _pixels(image: Any, shape: tuple[int, ...]) -> Images:
-    if image is None:
-        raise DataError("expected an image in each row, but one has none")
-    pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"), np.uint8)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if pixels.shape != shape:
-        raise DataError(
-            f"expected images of shape {shape}, as the first has, but got {pixels.shape}"
-        )
-    return pixels
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _set(table: Any, shape: tuple[int, int, int] | None) -> ImageSet:
+def _labels(table: Any, column: str) -> Labels | None:
+    """The classes; None if an image has none, which the hub writes as -1 or as nothing."""
+    labels = np.array(table[column], np.float64)
+    return labels.astype(np.int64) if (labels >= 0).all() else None
+
+
+def _set(name: str, table: Any, shape: tuple[int, int, int] | None) -> ImageSet:
     import datasets
 
     columns = [n for n, kind in table.features.items() if isinstance(kind, datasets.Image)]
     classes = [n for n, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
     if not columns:
-        raise DataError(f"no column of images among {', '.join(table.features)}")
-    if shape is None:
-        first = table[0][columns[0]] if len(table) else None
-        if first is None:
-            raise DataError("expected an image in the first row, but there is none")
-        channels = 1 if first.mode in ("1", "L", "LA") else 3
-        shape = (channels, first.size[1], first.size[0])
-    known = list(table[classes[0]]) if classes else [None]
-    # A split whose classes are kept back has -1 in their place, or nothing.
-    labels = None
-    if all(label is not None and label >= 0 for label in known):
-        labels = np.asarray(known, np.int64)
-    return ImageSet(_Column(table, columns[0], shape), labels)
+        raise DataError(f"{name}: no column of images among {', '.join(table.features)}")
+    if len(table) == 0:
+        raise DataError(f"{name}: expected images, but got none")
+    images = in_memory(_Column(name, table, columns[0], shape))
+    return ImageSet(images, _labels(table, classes[0]) if classes else None)
 
 
-def read_hub(name: str) -> tuple[ImageSet, ImageSet | None]:
-    """The training and the test set of a data set of the hub, or of a folder that is like one.
+def read_hub(name: str) -> tuple[ImageSet, ...]:
+    """The sets of a data set of the hub, or of a folder that is like one: train, test, validation.
 
-    The first column of images and the first of class labels are taken. The test set is the split
-    ``test``, else ``validation``; None if there is neither.
+    The first column of images and the first of class labels are taken. Where there is no split
+    ``test``, ``validation`` is the test set.
     """
     try:
         import datasets
@@ -75,14 +99,10 @@ def read_hub(name: str) -> tuple[ImageSet, ImageSet | None]:
         tables = datasets.load_dataset(name)
     # The package raises errors of many kinds where there is no network, or no such set.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"hf:{name}: cannot be loaded: {reason}") from error
+        raise DataError(f"hf:{name}: cannot be loaded: {_line(error)}") from error
     if "train" not in tables:
         raise DataError(f"hf:{name}: expected a split 'train', but got {', '.join(tables)}")
-    try:
-        train = _set(tables["train"], None)
-        shape = train.images.shape[1:]
-        test = next((tables[n] for n in ("test", "validation") if n in tables), None)
-        return train, None if test is None else _set(test, shape)
-    except DataError as error:
-        raise DataError(f"hf:{name}: {error}") from error
+    train = _set(f"hf:{name}, train", tables["train"], None)
+    others = [split for split in ("test", "validation") if split in tables]
+    shape = train.images.shape[1:]
+    return train, *(_set(f"hf:{name}, {split}", tables[split], shape) for split in others)

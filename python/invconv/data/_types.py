@@ -1,6 +1,8 @@
 """Images, their labels, and the errors in them."""
 
 import dataclasses
+import math
+import zlib
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +11,9 @@ import numpy.typing as npt
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int64]
+
+# Images of more bytes than this stay on the disk, and are read whenever they are asked for.
+MOST_IN_MEMORY = 2**30
 
 
 class UserError(Exception):
@@ -34,7 +39,18 @@ class LazyImages(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What tells these images from others without reading all of them."""
+        """What is known of all of them without reading them; it differs if they do."""
+
+
+def in_memory(images: LazyImages) -> Images | LazyImages:
+    """The images as an array, unless they are too many for that."""
+    if math.prod(images.shape) > MOST_IN_MEMORY:
+        return images
+    result = np.empty(images.shape, np.uint8)
+    for at in range(0, len(result), 1000):  # decoders take several times the memory of the pixels
+        part = np.arange(at, min(at + 1000, len(result)))
+        result[part] = images[part]
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +81,7 @@ class _Selection:
     def __init__(self, source: LazyImages, numbers: Indices) -> None:
         self._source, self._numbers = source, numbers
         self.shape = (len(numbers), *source.shape[1:])
-        self.fingerprint = f"{source.fingerprint} {numbers.tolist()[:3]} {len(numbers)}"
+        self.fingerprint = f"{source.fingerprint} {zlib.crc32(numbers.tobytes()):08x}"
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -76,15 +76,18 @@ def absolute_source(source: str) -> str:
 def checksum(data: ImageData) -> str:
     """A short word that differs when the images, their labels or their split do.
 
-    Of images in memory all count; of those on the disk the files' names and sizes.
+    Of images in memory all count. Of those on the disk 100 count, evenly spaced, and
+    what is known of the others: how many there are, and the names and sizes of image files. So
+    neither a copy of the files is another set, nor one that was touched; but a pixel that changes
+    in a file of many images may go unseen.
     """
     crc = 0
     for part in (data.train, data.validation, data.test):
-        if isinstance(part.images, np.ndarray):
-            crc = zlib.crc32(np.ascontiguousarray(part.images).data, crc)
-        else:
-            # Names of files need not be Unicode.
-            crc = zlib.crc32(part.images.fingerprint.encode(errors="surrogateescape"), crc)
+        images = part.images
+        if not isinstance(images, np.ndarray):
+            crc = zlib.crc32(f"{images.fingerprint} {images.shape}".encode(), crc)
+            images = images[np.linspace(0, len(images) - 1, 100).astype(np.int64)]
+        crc = zlib.crc32(np.ascontiguousarray(images).data, crc)
         if part.labels is not None:
             crc = zlib.crc32(np.ascontiguousarray(part.labels).data, crc)
     return f"{crc:08x}"
