@@ -605,3 +605,17 @@ def test_touched_or_copied_files_are_the_same(
     path = max((tmp_path / "one" / "train").rglob("*.png"))
     path.rename(path.with_name(os.fsdecode(b"\xff.png")))  # which is not Unicode
     assert checksum(load(tmp_path / "one")) != known
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_damaged_while_training_is_one_line(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folders(tmp_path, "test", False)
+    monkeypatch.setattr(_types, "MOST_IN_MEMORY", 100)
+    data = load(tmp_path)
+    for path in (tmp_path / "train").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"^.*\.png: cannot be read as an image.*$") as caught:
+        list(load_batches(data.train, 256, [np.arange(3)], key=(0,), workers=workers))
+    assert "\n" not in str(caught.value)

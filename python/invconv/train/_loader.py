@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from invconv.data import Images, ImageSet, Indices
+from invconv.data import DataError, Images, ImageSet, Indices
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -50,10 +50,16 @@ class _Dequantized(Dataset[Any]):
         self.quantization, self.key = quantization, key
         self.shift, self.flip = shift, flip
 
-    def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        """The batch of these images; DataLoader asks for all of them at once."""
+    def __getitems__(self, numbers: Sequence[int]) -> Batch | DataError:
+        """The batch of these images; DataLoader asks for all of them at once.
+
+        An error is returned: from a worker, DataLoader would raise it with a stack in its text.
+        """
         chosen = np.asarray(numbers)
-        images = self.images.images[chosen]
+        try:
+            images = self.images.images[chosen]
+        except DataError as error:
+            return error
         result = np.empty(images.shape, np.float32)
         # A little below 1: the sum must not round up to the next level, which is another image.
         largest = 1 - np.spacing(np.float32(self.quantization))
@@ -92,6 +98,9 @@ def load_batches(
         shift: see :func:`shifted`.
         flip: mirror half of the images left to right.
         workers: processes that make batches ahead; 0: none beside this one.
+
+    Raises:
+        DataError: images that stay on the disk cannot be read.
     """
     dataset = _Dequantized(images, quantization, key, shift, flip)
     loader = DataLoader(
@@ -101,7 +110,10 @@ def load_batches(
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # else it would draw from the global one
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 def _as_it_is(batch: Any) -> Any:
