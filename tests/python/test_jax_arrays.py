@@ -13,7 +13,7 @@ import pytest
 import invconv
 
 # Until 0.8 it had this place.
-enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 rng = np.random.default_rng(0)
 Y = rng.standard_normal((3, 4, 6, 5)).astype(np.float32)
