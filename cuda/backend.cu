@@ -48,31 +48,35 @@ unsigned blocks(Index count) {
 }
 
 template <class T, bool Solve>
-void launch_pack(const Plan& plan, const Groups<FilterGroup<T>>& groups, Arithmetic<T>* packed, void* stream) {
+void launch_pack(const Plan& plan, const Groups<FilterGroup<T>>& groups, int padded, Arithmetic<T>* packed,
+                 void* stream) {
   const Index per_group = std::clamp<Index>(plan.weight_bytes / static_cast<std::size_t>(plan.groups) / 4096, 1, 64);
-  launch(pack_weights<T, Solve>, {blocks(groups.count * per_group), 256, 0, stream}, groups, plan.shape, plan.padded,
+  launch(pack_weights<T, Solve>, {blocks(groups.count * per_group), 256, 0, stream}, groups, plan.shape, padded,
          packed);
 }
 
-template <class T>
+template <class T, int Outputs>
 void launch_block(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
   using A = Arithmetic<T>;
-  const GroupShape& s = plan.shape;
-  const std::size_t weight_size = plan.weight_bytes / static_cast<std::size_t>(plan.groups) / sizeof(A);
-  const std::size_t history_size = static_cast<std::size_t>(plan.diagonals) * static_cast<std::size_t>(plan.line) *
-                                   static_cast<std::size_t>(s.channels) * static_cast<std::size_t>(plan.batch);
-  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t first) {
-    A* const packed = memory.weights + first * weight_size;
-    if (!plan.weight_in_shared) {
-      launch_pack<T, true>(plan, groups, packed, stream);
+  const BlockShape& of = plan.block;
+  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
+    BlockMemory<A> shared{};  // one launch after the other uses the same
+    if (!of.weight_in_shared) {
+      launch_pack<T, true>(plan, groups, of.padded, memory.weights, stream);
+      shared.packed = memory.weights;
     }
-    A* const histories = static_cast<A*>(memory.rest) + (plan.history_in_shared ? 0 : first * history_size);
-    launch(solve_block<T>,
-           {blocks(Index{plan.batch} * groups.count), static_cast<unsigned>(plan.threads), plan.shared_bytes, stream},
-           groups,
-           BlockShape{s, plan.lanes, plan.padded, plan.diagonals, plan.line, plan.weight_in_shared,
-                      plan.history_in_shared},
-           packed, histories);
+    shared.kept = static_cast<A*>(memory.rest);
+    if (of.strips > 1) {
+      clear(memory.cleared, plan.cleared_bytes, stream);
+      shared.ticket = reinterpret_cast<unsigned*>(memory.cleared);
+      shared.progress = shared.ticket + 1;
+      shared.edges = shared.kept;
+      shared.kept += plan.edges_bytes / sizeof(A);
+    }
+    launch(solve_block<T, Outputs>,
+           {blocks(Index{plan.batch} * groups.count * of.strips), static_cast<unsigned>(plan.threads),
+            plan.shared_bytes, stream},
+           groups, of, shared);
   });
 }
 
@@ -164,7 +168,7 @@ void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arit
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t first) {
     A* const packed = memory.weights + first * weight_size;
     if (!plan.weight_in_shared) {
-      launch_pack<T, false>(plan, groups, packed, stream);
+      launch_pack<T, false>(plan, groups, plan.padded, packed, stream);
     }
     launch(conv_direct<T>,
            {blocks(Index{plan.batch} * groups.count * per_image), static_cast<unsigned>(plan.threads),
@@ -174,23 +178,42 @@ void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arit
 }
 
 template <class T>
+void move(typename Filter<T>::Group& group, Index images) {
+  group.in.data += images * group.in.batch;
+  group.out.data += images * group.out.batch;
+  group.weight.data += images * group.weight.batch;
+}
+template <class T>
+void move(typename Correlation<T>::Group& group, Index images) {
+  group.x.data += images * group.x.batch;
+  group.g.data += images * group.g.batch;
+  group.dw.data += images * group.dw.batch;
+}
+
+/// Calls `each(problem)` for what can be launched at once: with one weight for each image the images of a group are
+/// groups of a batch of one, at equal steps.
+template <class T, template <class> class Problem, class Each>
+void for_launched(const Problem<T>& problem, Each&& each) {
+  if (problem.sizes.weights == 1) {
+    return each(problem);
+  }
+  Problem<T> images = problem;
+  for (const auto& group : problem.groups) {
+    images.groups.assign(static_cast<std::size_t>(problem.sizes.batch), group);
+    for (std::size_t image = 0; image < images.groups.size(); ++image) {
+      move<T>(images.groups[image], static_cast<Index>(image));
+    }
+    each(images);
+  }
+}
+
+template <class T>
 Plan plan_for(Operation operation, const Sizes& sizes, bool unit_diagonal, const Cuda& execution) {
   return plan({most_shared_bytes(execution.device)}, operation, clipped(sizes), unit_diagonal, sizeof(Arithmetic<T>));
 }
 
-}  // namespace
-
 template <class T>
-std::size_t workspace_size(Operation operation, const Sizes& sizes, const Cuda& execution) {
-  return is_empty(sizes) ? 0 : plan_for<T>(operation, sizes, true, execution).workspace_bytes();
-}
-
-template <class T>
-void run(const Filter<T>& problem, void* workspace, const Cuda& execution) {
-  if (is_empty(problem.sizes)) {
-    return;
-  }
-  const DeviceGuard guard(execution.device);
+void run_launched(const Filter<T>& problem, void* workspace, const Cuda& execution) {
   const Plan plan = plan_for<T>(problem.operation, problem.sizes, problem.unit_diagonal, execution);
   const Memory<Arithmetic<T>> memory(plan, workspace);
   switch (plan.kernel) {
@@ -215,17 +238,22 @@ void run(const Filter<T>& problem, void* workspace, const Cuda& execution) {
     case Kernel::image:
       return launch_image(plan, problem, execution.stream);
     default:
-      return launch_block(plan, problem, memory, execution.stream);
+      switch (plan.block.outputs) {
+        case 3:
+          return launch_block<T, 3>(plan, problem, memory, execution.stream);
+        case 4:
+          return launch_block<T, 4>(plan, problem, memory, execution.stream);
+        case 6:
+          return launch_block<T, 6>(plan, problem, memory, execution.stream);
+        default:
+          return launch_block<T, 8>(plan, problem, memory, execution.stream);
+      }
   }
 }
 
 template <class T>
-void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) {
+void run_launched(const Correlation<T>& problem, void* workspace, const Cuda& execution) {
   const Sizes& sizes = problem.sizes;
-  if (sizes.channels == 0) {
-    return;
-  }
-  const DeviceGuard guard(execution.device);
   Plan plan{};  // without pixels there is nothing to sum, and the result is 0
   plan.shape.channels = narrowed(sizes.channels, "channels");
   if (!is_empty(sizes)) {
@@ -262,6 +290,31 @@ void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) 
             static_cast<std::size_t>(threads) * sizeof(double), execution.stream},
            groups, shape, at_once, static_cast<unsigned>(per_group), static_cast<const double*>(sums));
   });
+}
+
+}  // namespace
+
+template <class T>
+std::size_t workspace_size(Operation operation, const Sizes& sizes, const Cuda& execution) {
+  return is_empty(sizes) ? 0 : plan_for<T>(operation, sizes, true, execution).workspace_bytes();
+}
+
+template <class T>
+void run(const Filter<T>& problem, void* workspace, const Cuda& execution) {
+  if (is_empty(problem.sizes)) {
+    return;
+  }
+  const DeviceGuard guard(execution.device);
+  for_launched(problem, [&](const Filter<T>& part) { run_launched(part, workspace, execution); });
+}
+
+template <class T>
+void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) {
+  if (problem.sizes.channels == 0) {
+    return;
+  }
+  const DeviceGuard guard(execution.device);
+  for_launched(problem, [&](const Correlation<T>& part) { run_launched(part, workspace, execution); });
 }
 
 int devices() { return count_devices(); }

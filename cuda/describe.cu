@@ -33,9 +33,10 @@ int launches(const Plan& plan) {
       return 1;
     case Kernel::block:
     case Kernel::direct:
-      return plan.weight_in_shared ? 1 : 2;  // pack_weights
-    case Kernel::strips:
-      return plan.strips > 1 ? 2 : 1;  // the workspace is cleared
+    case Kernel::strips: {
+      const bool packs = plan.kernel != Kernel::strips && !plan.weight_in_shared;
+      return 1 + (packs ? 1 : 0) + (plan.cleared_bytes > 0 ? 1 : 0);
+    }
     case Kernel::sums:
       break;
   }

@@ -1,6 +1,8 @@
 #include "plan.hpp"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <initializer_list>
 #include <limits>
 #include <string>
@@ -35,10 +37,9 @@ int pieces(int size, int most) {
 }
 
 /// What a block has of shared memory beside its weight is known.
-void plan_weight(Plan& plan, const Device& device, std::size_t element) {
+void plan_weight(Plan& plan, const Device& device, int padded, std::size_t element) {
   const GroupShape& s = plan.shape;
-  plan.padded = (s.channels + plan.lanes - 1) / plan.lanes * plan.lanes;
-  const std::size_t bytes = product(element, {s.kernel_height, s.kernel_width, s.channels, plan.padded});
+  const std::size_t bytes = product(element, {s.kernel_height, s.kernel_width, s.channels, padded});
   plan.weight_in_shared = plan.shared_bytes + plan.waiting_bytes + aligned(bytes) <= device.shared_bytes;
   if (plan.weight_in_shared) {
     plan.shared_bytes += aligned(bytes);
@@ -47,22 +48,58 @@ void plan_weight(Plan& plan, const Device& device, std::size_t element) {
   }
 }
 
+int rounded_up(int size, int to) { return (size + to - 1) / to * to; }
+
+/// The least odd multiple of 4 that is not below `size`: neighbours at such a distance, read four elements at a time,
+/// lie in different banks.
+int odd_fours(int size) { return (size + 3) / 4 % 2 == 1 ? (size + 3) / 4 * 4 : (size + 3) / 4 * 4 + 4; }
+
 void plan_block(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
   plan.kernel = Kernel::block;
-  plan.lanes = lanes_for(s.channels);
-  plan.line = std::min(s.height, s.width);
-  plan.diagonals = s.kernel_height + s.kernel_width - 1;
-  const std::size_t history = aligned(product(element, {plan.diagonals, plan.line, s.channels}));
-  plan.history_in_shared = history <= device.shared_bytes;
-  if (plan.history_in_shared) {
-    plan.shared_bytes = history;
-  } else {
-    plan.rest_bytes = product(history, {plan.batch, plan.groups});
+  BlockShape& b = plan.block;
+  b.shape = s;
+  // Of two numbers of outputs the one that idles least.
+  const bool is_wide = s.channels > 32;
+  for (const int outputs : is_wide ? std::array{8, 6} : std::array{4, 3}) {
+    int lanes = 1;
+    while (lanes * outputs < s.channels && lanes < (is_wide ? 16 : 8)) {
+      lanes *= 2;
+    }
+    const int padded = rounded_up(s.channels, lanes * outputs);
+    if (b.padded == 0 || padded < b.padded) {
+      b.outputs = outputs;
+      b.lanes = lanes;
+      b.padded = padded;
+    }
   }
-  plan_weight(plan, device, element);
-  plan.threads =
-      static_cast<int>(std::clamp<std::int64_t>(std::int64_t{plan.line} * plan.lanes, 1, 512) + 31) / 32 * 32;
+  b.pixels = block_pixels(element, b.outputs);
+  const int most_rows = std::min(block_rows, block_threads / b.lanes * b.pixels);
+  b.swapped = s.width < s.height && s.width <= most_rows;
+  b.height = b.swapped ? s.width : s.height;
+  b.width = b.swapped ? s.height : s.width;
+  b.rows = pieces(b.height, most_rows);
+  b.strips = (b.height + b.rows - 1) / b.rows;
+  b.pitch = odd_fours(s.channels);
+  b.edge_columns =
+      static_cast<int>(std::bit_ceil(static_cast<unsigned>(block_columns + std::max(b.above() - 1, 0) + b.before())));
+  plan.threads = rounded_up((b.rows + b.pixels - 1) / b.pixels * b.lanes, 32);
+
+  const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
+  if (b.strips > 1) {
+    plan.shared_bytes = block_ticket_bytes;
+    plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * b.strips}));
+    plan.rest_bytes = plan.edges_bytes = aligned(product(element, {chains, b.strips, b.edge_size()}));
+  }
+  const std::size_t kept = product(element, {b.history_size() + b.ring_size()});
+  b.history_in_shared = plan.shared_bytes + kept <= device.shared_bytes;
+  if (b.history_in_shared) {
+    plan.shared_bytes += kept;
+  } else {
+    plan.rest_bytes += product(kept, {chains, b.strips});
+  }
+  plan_weight(plan, device, b.padded, element);
+  b.weight_in_shared = plan.weight_in_shared;
 }
 
 /// Of channels that a warp substitutes a lane has two.
@@ -89,10 +126,6 @@ ImageVariant image_variant(const GroupShape& s, std::size_t element) {
   }
   return {taps, 4, 4, 0};
 }
-
-/// The least odd multiple of 4 that is not below `size`: neighbours at such a distance, read four elements at a time,
-/// lie in different banks.
-int odd_fours(int size) { return (size + 3) / 4 % 2 == 1 ? (size + 3) / 4 * 4 : (size + 3) / 4 * 4 + 4; }
 
 /// Whether an image fits; the plan is complete then.
 bool plan_image(Plan& plan, const Device& device, std::size_t element) {
@@ -173,7 +206,8 @@ void plan_direct(Plan& plan, const Device& device, std::size_t element) {
     plan.threads /= 2;
   }
   plan.waiting_bytes = waiting(plan.threads);
-  plan_weight(plan, device, element);
+  plan.padded = rounded_up(s.channels, plan.lanes);
+  plan_weight(plan, device, plan.padded, element);
 }
 
 /// Keeps the plan as it is where nothing fits.
@@ -206,7 +240,8 @@ void plan_tiles(Plan& plan, const Device& device, std::size_t element) {
   }
 }
 
-void plan_sums(Plan& plan, std::size_t element) {
+/// `groups` are those of a call for one weight, which say how many parts there are.
+void plan_sums(Plan& plan, int groups, std::size_t element) {
   const GroupShape& s = plan.shape;
   plan.kernel = Kernel::sums;
   plan.square = s.kernel_height == 1 && s.kernel_width == 1 ? 1 : 3;
@@ -232,14 +267,13 @@ void plan_sums(Plan& plan, std::size_t element) {
 
   // Two blocks for each processor of a large device, but no part without a unit for each of its threads, and a few
   // megabytes of sums at most, unless one part alone takes more.
-  const std::size_t sums =
-      product(sizeof(double), {s.channels, s.channels, s.kernel_height, s.kernel_width, plan.groups});
+  const std::size_t sums = product(sizeof(double), {s.channels, s.channels, s.kernel_height, s.kernel_width});
   const std::int64_t tiles = count(s.channels, plan.inputs) * count(s.channels, sums_outputs * plan.outputs) *
-                             count(s.kernel_height, plan.square) * count(s.kernel_width, plan.square) * plan.groups;
-  const auto most = static_cast<std::int64_t>((std::size_t{16} << 20) / sums);
+                             count(s.kernel_height, plan.square) * count(s.kernel_width, plan.square) * groups;
+  const auto most = static_cast<std::int64_t>((std::size_t{16} << 20) / (sums * static_cast<std::size_t>(groups)));
   plan.parts =
       static_cast<int>(std::max<std::int64_t>(1, std::min({most, 264 / tiles, count(plan.units, plan.slices)})));
-  plan.rest_bytes = aligned(sums * static_cast<std::size_t>(plan.parts));
+  plan.rest_bytes = aligned(product(sums, {plan.groups, plan.parts}));
 }
 
 }  // namespace
@@ -259,13 +293,14 @@ Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool un
                 narrowed(sizes.kernel_height, "rows of taps"),
                 narrowed(sizes.kernel_width, "columns of taps"),
                 unit_diagonal};
-  plan.groups = narrowed(sizes.groups, "groups");
-  plan.batch = narrowed(sizes.batch, "images");
+  const int groups = narrowed(sizes.groups, "groups"), images = narrowed(sizes.batch, "images");
+  plan.groups = sizes.weights == 1 ? groups : images;
+  plan.batch = sizes.weights == 1 ? images : 1;
   if (operation == Operation::conv) {
     plan_direct(plan, device, element);
     plan_tiles(plan, device, element);
   } else if (operation == Operation::weight_grad) {
-    plan_sums(plan, element);
+    plan_sums(plan, groups, element);
   } else if (!plan_strips(plan, device, element) && !plan_image(plan, device, element)) {
     plan_block(plan, device, element);
   }

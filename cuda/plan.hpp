@@ -17,7 +17,7 @@ struct Device {
 
 enum class Kernel {
   image,   // solve, square kernels: one thread block for an image and a group, all of it in shared memory
-  block,   // solve, any shape: likewise, with the last anti-diagonals in shared memory
+  block,   // solve, any shape: one for a strip of rows, with the last anti-diagonals in shared memory
   strips,  // solve, 3 x 3 taps and few channels: rows in the lanes of a warp, strip after strip in a pipeline
   direct,  // conv: each output by itself
   tiles,   // conv: a tile of an image in shared memory
@@ -45,16 +45,39 @@ struct ImageVariant {
   }
 };
 
+/// How solve_block goes through an image: `lanes` threads have `pixels` pixels of a diagonal, each `outputs` channels
+/// of them at a time.
+struct BlockShape {
+  GroupShape shape;
+  int outputs, pixels, lanes;
+  int padded;         // output channels of a packed weight
+  bool swapped;       // whether the image's rows are its columns; the taps keep theirs
+  int height, width;  // of the image, swapped
+  int rows, strips;   // rows of a strip, but perhaps of the last one
+  int pitch;          // elements from a pixel to the next
+  int edge_columns;   // that are kept of the strip above, a power of two
+  bool weight_in_shared, history_in_shared;
+
+  /// Rows and columns between a pixel and the farthest one that it reads.
+  constexpr int above() const { return (swapped ? shape.kernel_width : shape.kernel_height) - 1; }
+  constexpr int before() const { return (swapped ? shape.kernel_height : shape.kernel_width) - 1; }
+  /// Rows that a strip hands down.
+  constexpr int edge_rows() const { return above() < rows ? above() : rows; }
+  /// Elements: of the last diagonals; of the strip above, as far as it is kept; of what a strip hands down.
+  constexpr std::int64_t history_size() const { return std::int64_t{above() + before() + 1} * rows * pitch; }
+  constexpr std::int64_t ring_size() const { return strips > 1 ? std::int64_t{above()} * edge_columns * pitch : 0; }
+  constexpr std::int64_t edge_size() const { return std::int64_t{edge_rows()} * width * pitch; }
+};
+
 struct Plan {
   Kernel kernel;
   GroupShape shape;
-  int groups, batch;
+  int groups, batch;  // of a launch: with one weight for each image, the images of a group and 1
   int threads;        // of a block
-  int lanes = 0;      // block, direct: lanes that share a pixel
-  int padded = 0;     // block, direct: output channels of a packed weight
-  int diagonals = 0;  // block: that are kept
-  int line = 0;       // block: pixels of a diagonal, at most
-  int strips = 0;     // strips: of an image
+  BlockShape block{};
+  int lanes = 0;   // direct: lanes that share a pixel
+  int padded = 0;  // direct: output channels of a packed weight
+  int strips = 0;  // strips: of an image
   // image:
   ImageVariant variant{};
   bool swapped = false;  // whether its rows are the columns
@@ -64,8 +87,9 @@ struct Plan {
   int slices = 0;                                               // image, sums
   int parts = 0, units = 0, span = 0, inputs = 0, outputs = 0;  // sums
   int square = 0;                                               // sums: a block has square x square taps
-  bool weight_in_shared = false, history_in_shared = false;
+  bool weight_in_shared = false;                                // block, direct
   std::size_t shared_bytes = 0;
+  std::size_t edges_bytes = 0;    // block: of the workspace's rest, at its beginning
   std::size_t waiting_bytes = 0;  // direct: more of them, where the result is written over the input
   std::size_t tile_bytes = 0;     // tiles: in place of them; direct's plan is there too, for results over their input
   // Bytes of the workspace, from its beginning: what is cleared first, packed weights, and the rest.
@@ -88,6 +112,14 @@ inline constexpr int strip_columns = 8, strip_delay = 5, strip_window = (strip_d
 constexpr int rows_of_lane(std::size_t element, int channels) {
   return element * static_cast<std::size_t>(channels) > 12 ? 1 : 2;
 }
+
+/// block: pixels of a thread that has so many of their outputs. Many channels wait for their weights, few for each
+/// other; in double more would spill.
+constexpr int block_pixels(std::size_t element, int outputs) { return outputs > 4 && element == sizeof(float) ? 2 : 1; }
+
+/// block: threads at most; rows of a strip at most; columns that it hands down at a time, and bytes of its ticket.
+inline constexpr int block_threads = 256, block_rows = 64, block_columns = 16;
+inline constexpr std::size_t block_ticket_bytes = 16;
 
 /// image: the threads that sum, and the rows, at most.
 inline constexpr int image_sum_threads = 256, image_rows = 64;
@@ -118,7 +150,8 @@ constexpr int tile_line(int output_groups) { return output_groups | 1; }
 int narrowed(std::int64_t size, const char* what);
 
 /// `sizes` are clipped and not empty; `element` is the bytes of the arithmetic. It does not depend on the batch which
-/// kernel it is.
+/// kernel it is. With one weight for each image there is a launch for each group, and each image is planned as it is by
+/// itself, so that it has the same bits.
 Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element);
 
 }  // namespace invconv::detail::cuda

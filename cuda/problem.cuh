@@ -41,6 +41,20 @@ __device__ A settled(A value) {
   return value + A(0);
 }
 
+/// Elements that are read and written at once.
+template <class A>
+struct alignas(16) Four {
+  A of[4];
+};
+template <class A>
+__device__ Four<A>& four(A* at) {
+  return *reinterpret_cast<Four<A>*>(at);
+}
+template <class A>
+__device__ const Four<A>& four(const A* at) {
+  return *reinterpret_cast<const Four<A>*>(at);
+}
+
 // ---- groups -------------------------------------------------------------------------------------------------------
 
 /// Elements from the arrays of one group to the next one's.
@@ -50,11 +64,11 @@ struct Steps {
 
 template <class T>
 struct FilterGroup : Filter<T>::Group {
-  __device__ void swap_rows_and_columns() {
+  __device__ void swap_images() {
     swap(this->in);
     swap(this->out);
-    swap(this->weight);
   }
+  __device__ void swap_weight() { swap(this->weight); }
   __host__ __device__ void move(const Steps& steps, Index times) {
     this->in.data += steps.a * times;
     this->out.data += steps.b * times;

@@ -24,20 +24,6 @@ struct ImageShape {
   int slices;
 };
 
-/// Elements that are read and written at once.
-template <class A>
-struct alignas(16) Four {
-  A of[4];
-};
-template <class A>
-__device__ Four<A>& four(A* at) {
-  return *reinterpret_cast<Four<A>*>(at);
-}
-template <class A>
-__device__ const Four<A>& four(const A* at) {
-  return *reinterpret_cast<const Four<A>*>(at);
-}
-
 /// Calls `each(row, column, channel)` for all of an image, a warp with 4 channels of 8 columns at a time: whole sectors
 /// of global memory, and all banks of shared memory.
 template <class Each>
@@ -388,7 +374,8 @@ __global__ void __launch_bounds__(
   group.in.data += image * group.in.batch;
   group.out.data += image * group.out.batch;
   if (of.swapped) {
-    group.swap_rows_and_columns();
+    group.swap_images();
+    group.swap_weight();
   }
   ImageSolver<T, K, Outputs, Inputs, Substituted> solver(group, of);
   solver.solve();

@@ -67,13 +67,6 @@ Execution settled(const char* function, const Execution& execution) {
   return on_cpu->threads > 0 ? *on_cpu : Cpu{num_threads()};
 }
 
-void refuse_weights_on_cuda(const Sizes& sizes) {
-  if (sizes.weights > 1) {
-    throw Error("[cuda] expected one weight for all images, but got one for each of " + std::to_string(sizes.weights) +
-                "; call once for each image");
-  }
-}
-
 template <class T>
 std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Execution& execution) {
   if (operation == Operation::solve_backward) {  // one after the other
@@ -81,7 +74,6 @@ std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Exec
                     needed_workspace<T>(Operation::weight_grad, sizes, execution));
   }
   if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
-    refuse_weights_on_cuda(sizes);
     return cuda::workspace_size<T>(operation, sizes, *on_cuda);
   }
   return cpu::workspace_size<T>(operation, sizes, std::get<Cpu>(execution));

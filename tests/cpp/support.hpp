@@ -224,6 +224,19 @@ class Aligned {
   unsigned char* data_;
 };
 
+/// Exactly as much memory as a call asks for, of which nothing is known.
+class CallerMemory {
+ public:
+  explicit CallerMemory(std::size_t bytes) : bytes_(bytes), memory_(std::max<std::size_t>(bytes, 1)) {
+    std::fill_n(memory_.data(), bytes, static_cast<unsigned char>(0xff));  // NaN in every type
+  }
+  Workspace workspace() const { return {memory_.data(), bytes_}; }
+
+ private:
+  std::size_t bytes_;
+  Aligned memory_;
+};
+
 // ---- problems -----------------------------------------------------------------------------------------------------
 
 /// Random numbers that are the same with every standard library.

@@ -1,89 +1,9 @@
 // One weight for each image is a call for each image, to the bit.
 
-#include "support.hpp"
+#include "weights.hpp"
 
 namespace invconv::test {
 namespace {
-
-/// Weights of the shape (B, C, ...) in an array of the shape (B * C, ...), for these images.
-template <class T>
-View<T, 5> stacked(const View<T>& all, const Shape& images) {
-  return {all.data,
-          {images[0], images[1], all.shape[1], all.shape[2], all.shape[3]},
-          {images[1] * all.stride[0], all.stride[0], all.stride[1], all.stride[2], all.stride[3]}};
-}
-
-template <class T>
-View<T> image_of(View<T> batch, Index image) {
-  if (batch.data != nullptr) {  // as that of empty images is
-    batch.data += image * batch.stride[0];
-  }
-  batch.shape[0] = 1;
-  return batch;
-}
-
-template <class T>
-View<T> weight_of(const View<T, 5>& weights, Index image) {
-  const auto& [shape, stride] = std::pair(weights.shape, weights.stride);
-  return {weights.data + image * stride[0],
-          {shape[1], shape[2], shape[3], shape[4]},
-          {stride[1], stride[2], stride[3], stride[4]}};
-}
-
-template <class T>
-void check(const Problem& problem, Random& random) {
-  const Options& options = problem.options;
-  Options upright = options;
-  upright.transpose = false;
-  const Index batch = problem.image[0], channels = problem.image[1];
-  Shape all = problem.weight;
-  all[0] = batch * channels;
-  Dense values(all);
-  for (Index image = 0; image < batch; ++image) {
-    const Dense one = random_weight(random, problem.weight, options, 0.9);
-    std::copy(one.data.begin(), one.data.end(), values.data.begin() + image * static_cast<Index>(one.data.size()));
-  }
-  if (batch > 1 && random.integer(0, 9) == 0) {  // it must spoil its own image alone
-    values.data[random.integer(0, static_cast<Index>(values.data.size()) - 1)] =
-        std::numeric_limits<double>::infinity();
-  }
-  const Array<T> weight(values, random.pick(layouts));
-  const Array<T> x(random_images(random, problem.image), random.pick(layouts));
-  const Array<T> g(random_images(random, problem.image), random.pick(layouts));
-  const auto weights = stacked(weight.view(), problem.image);
-  const Cpu execution{static_cast<int>(random.integer(1, 3))};
-
-  Array<T> is[] = {Array<T>(problem.image, random.pick(layouts)), Array<T>(problem.image, random.pick(layouts)),
-                   Array<T>(problem.image, random.pick(layouts))};
-  Array<T> expected[] = {Array<T>(problem.image), Array<T>(problem.image), Array<T>(problem.image)};
-  Array<T> gradients[] = {Array<T>(all, random.pick(layouts)), Array<T>(all, random.pick(layouts))};
-  Array<T> expected_gradients[] = {Array<T>(all), Array<T>(all)};
-  solve<T>(x.view(), weights, is[0].view(), options, {}, execution);
-  conv<T>(x.view(), weights, is[1].view(), options, {}, execution);
-  weight_grad<T>(x.view(), g.view(), stacked(gradients[0].view(), problem.image), upright, {}, execution);
-  const Aligned scratch(workspace_size<T>(Operation::solve_backward, problem.image, weights.shape, options, execution));
-  solve_backward<T>(
-      x.view(), g.view(), weights, is[2].view(), stacked(gradients[1].view(), problem.image), options,
-      {scratch.data(), workspace_size<T>(Operation::solve_backward, problem.image, weights.shape, options, execution)},
-      execution);
-  for (Index image = 0; image < batch; ++image) {
-    const auto one = [&](const Array<T>& array) { return image_of(array.view(), image); };
-    const auto gradient = [&](const Array<T>& array) { return weight_of(stacked(array.view(), problem.image), image); };
-    const View<T> its = weight_of(weights, image);
-    solve<T>(one(x), its, one(expected[0]), options, {}, execution);
-    conv<T>(one(x), its, one(expected[1]), options, {}, execution);
-    weight_grad<T>(one(x), one(g), gradient(expected_gradients[0]), upright, {}, execution);
-    solve_backward<T>(one(x), one(g), its, one(expected[2]), gradient(expected_gradients[1]), options, {}, execution);
-  }
-  for (std::size_t k = 0; k < std::size(is); ++k) {
-    ASSERT_TRUE(same_bits(is[k].elements(), expected[k].elements())) << k;
-    ASSERT_TRUE(is[k].gaps_are_intact()) << k;
-  }
-  for (std::size_t k = 0; k < std::size(gradients); ++k) {
-    ASSERT_TRUE(same_bits(gradients[k].elements(), expected_gradients[k].elements())) << k;
-    ASSERT_TRUE(gradients[k].gaps_are_intact()) << k;
-  }
-}
 
 template <class T>
 class Weights : public ::testing::Test {};
@@ -94,7 +14,7 @@ TYPED_TEST(Weights, AreACallForEachImage) {
   for (int trial = 0; trial < 100; ++trial) {
     const Problem problem = random_problem(random);
     SCOPED_TRACE(::testing::Message() << problem);
-    check<TypeParam>(problem, random);
+    check_weights<TypeParam>(problem, random, Cpu{static_cast<int>(random.integer(1, 3))});
     if (this->HasFatalFailure()) {
       return;
     }
@@ -103,31 +23,27 @@ TYPED_TEST(Weights, AreACallForEachImage) {
 
 TYPED_TEST(Weights, OfImagesForSeveralThreads) {
   Random random(2);
-  check<TypeParam>(make_problem({5, 3, 70, 41}, 3, 3, {}), random);
-  check<TypeParam>(make_problem({3, 48, 9, 8}, 3, 3, {}), random);
+  check_weights<TypeParam>(make_problem({5, 3, 70, 41}, 3, 3, {}), random, Cpu{2});
+  check_weights<TypeParam>(make_problem({3, 48, 9, 8}, 3, 3, {}), random, Cpu{3});
 }
 
 TEST(WeightsErrors, AreAsManyAsTheImages) {
   const View<float> images{nullptr, {2, 4, 8, 8}, {}};
-  const auto message = [&](const WeightsShape& shape, Index groups, const Execution& execution) {
+  const auto message = [&](const WeightsShape& shape, Index groups) {
     Options options;
     options.groups = groups;
     try {
-      workspace_size<float>(Operation::solve, images.shape, shape, options, execution);
+      workspace_size<float>(Operation::solve, images.shape, shape, options, Cpu{});
     } catch (const Error& error) {
       return std::string(error.what());
     }
     return std::string();
   };
   const std::string head = "[workspace_size] expected weight of shape (B, C, C/groups, kh, kw) with B = 2, C = 4, ";
-  EXPECT_EQ(message({3, 4, 4, 3, 3}, 1, Cpu{}), head + "groups = 1, but got (3, 4, 4, 3, 3)");
-  EXPECT_EQ(message({2, 4, 4, 3, 3}, 2, Cpu{}), head + "groups = 2, but got (2, 4, 4, 3, 3)");
-  EXPECT_EQ(message({2, 4, 4, 3, 3}, 3, Cpu{}), "[workspace_size] expected groups to divide C = 4, but got 3");
-  EXPECT_EQ(message({2, 4, 4, 3, 3}, 1, Cpu{}), "");
-  if (has_cuda()) {
-    EXPECT_EQ(message({2, 4, 4, 3, 3}, 1, Cuda{}),
-              "[cuda] expected one weight for all images, but got one for each of 2; call once for each image");
-  }
+  EXPECT_EQ(message({3, 4, 4, 3, 3}, 1), head + "groups = 1, but got (3, 4, 4, 3, 3)");
+  EXPECT_EQ(message({2, 4, 4, 3, 3}, 2), head + "groups = 2, but got (2, 4, 4, 3, 3)");
+  EXPECT_EQ(message({2, 4, 4, 3, 3}, 3), "[workspace_size] expected groups to divide C = 4, but got 3");
+  EXPECT_EQ(message({2, 4, 4, 3, 3}, 1), "");
 }
 
 }  // namespace

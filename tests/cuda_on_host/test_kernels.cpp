@@ -10,7 +10,7 @@
 #include "cuda_on_host.hpp"
 #include "device_on_host.hpp"
 #include "plan.hpp"
-#include "support.hpp"
+#include "weights.hpp"
 
 namespace invconv::test {
 namespace {
@@ -28,19 +28,6 @@ constexpr int trials = 8;  // it takes about fifty times as long
 constexpr int trials = 130;
 #endif
 
-/// Exactly as much memory as a call asks for, of which nothing is known.
-class DeviceMemory {
- public:
-  explicit DeviceMemory(std::size_t bytes) : bytes_(bytes), memory_(std::max<std::size_t>(bytes, 1)) {
-    std::fill_n(memory_.data(), bytes, static_cast<unsigned char>(0xff));  // NaN in every type
-  }
-  Workspace workspace() const { return {memory_.data(), bytes_}; }
-
- private:
-  std::size_t bytes_;
-  Aligned memory_;
-};
-
 detail::Sizes sizes_of(const Problem& problem) {
   detail::Sizes sizes{problem.image[0], problem.options.groups, problem.weight[1], problem.image[2],
                       problem.image[3], problem.weight[2],      problem.weight[3]};
@@ -54,9 +41,12 @@ bool is_empty(const Problem& problem) {
 }
 
 template <class T>
+constexpr std::size_t plan_element = std::is_same_v<T, double> ? 8 : 4;
+
+template <class T>
 detail::cuda::Plan plan_of(Operation operation, const Problem& problem) {
-  const std::size_t element = std::is_same_v<T, double> ? 8 : 4;
-  return detail::cuda::plan({most_shared_bytes}, operation, sizes_of(problem), problem.options.unit_diagonal, element);
+  return detail::cuda::plan({most_shared_bytes}, operation, sizes_of(problem), problem.options.unit_diagonal,
+                            plan_element<T>);
 }
 
 void draw_schedule(Random& random) {
@@ -71,7 +61,7 @@ void draw_schedule(Random& random) {
 template <class T>
 void run(Operation operation, const View<T>& in, const View<T>& weight, const View<T>& out, const Options& how,
          const Execution& execution) {
-  const DeviceMemory memory(workspace_size<T>(operation, in.shape, weight.shape, how, execution));
+  const CallerMemory memory(workspace_size<T>(operation, in.shape, weight.shape, how, execution));
   if (operation == Operation::solve) {
     solve<T>(in, weight, out, how, memory.workspace(), execution);
   } else {
@@ -118,7 +108,7 @@ void check_weight_grad(const Problem& problem, Random& random) {
   const Array<T> g(random_images(random, problem.image), random.pick(layouts));
   const Array<T> dw(problem.weight, random.pick(layouts));
   draw_schedule(random);
-  const DeviceMemory memory(
+  const CallerMemory memory(
       workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, problem.options, Cuda{}));
   weight_grad<T>(x.view(), g.view(), dw.view(), problem.options, memory.workspace(), Cuda{});
   EXPECT_TRUE(dw.gaps_are_intact());
@@ -153,12 +143,24 @@ Problem random_image(Random& random) {
   return make_problem({random.integer(1, 2), how.groups * per_group, side(), side()}, taps, taps, how);
 }
 
-/// Channels on both sides of 32, of which a warp's lanes are outputs.
+/// Channels on both sides of every number at which blocks deal them out to lanes otherwise.
 Problem random_wide(Random& random) {
+  constexpr Index channels[] = {16, 17, 24, 25, 32, 33, 48, 49, 64, 65, 96, 97, 128, 129, 192, 193};
   const Options how = random_options(random, {1, 1, 1, 1, 2});
-  const Index channels = random.integer(28, 70) / how.groups * how.groups;
-  return make_problem({random.integer(1, 2), channels, random.integer(1, 5), random.integer(1, 5)},
-                      random.integer(1, 3), random.integer(1, 3), how);
+  const Index per_group = random.pick(channels), most = per_group > 64 ? 3 : 5, taps = per_group > 64 ? 2 : 3;
+  return make_problem({random.integer(1, 2), how.groups * per_group, random.integer(1, most), random.integer(1, most)},
+                      random.integer(1, taps), random.integer(1, taps), how);
+}
+
+/// More rows and columns than a strip of a block has, seldom of many channels, of which it has fewer.
+Problem random_block_strips(Random& random) {
+  const Options how = random_options(random, {1, 1, 1, 1, 2});
+  const bool is_wide = random.integer(0, 9) == 0;
+  const Index shortest = is_wide ? 33 : 65, channels = is_wide ? random.integer(65, 70) : random.integer(1, 7);
+  const auto side = [&] { return random.integer(shortest, shortest + (is_wide ? 4 : random.coin() ? 10 : 70)); };
+  const Index taps = channels > 3 ? 3 : random.integer(0, 9) == 0 ? 68 : 5;  // of rows: also more than a strip has
+  return make_problem({random.integer(1, 2), how.groups * channels, side(), side()}, random.integer(1, taps),
+                      random.integer(1, is_wide ? 2 : 5), how);
 }
 
 /// Images and kernels large enough that conv cuts them into tiles and weight_grad into units.
@@ -183,17 +185,23 @@ TYPED_TEST(Kernels, SolveByBlocks) {
   Random random(1);
   std::set<std::pair<bool, bool>> seen;
   for (int trial = 0, done = 0; done < trials; ++trial) {
-    // Shared memory for everything, for the history alone, for the weight alone or for neither.
-    most_shared_bytes = random.pick(std::array<std::size_t, 4>{48 * 1024, 48 * 1024, 2048, 64});  // of 64, nothing fits
     const Problem problem = trial % 8 == 0 ? random_wide(random) : random_problem(random);
-    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
+    most_shared_bytes = 48 * 1024;
     if (!is_empty(problem)) {
-      const auto plan = plan_of<TypeParam>(Operation::solve, problem);
+      auto plan = plan_of<TypeParam>(Operation::solve, problem);
       if (plan.kernel != Kernel::block) {
         continue;
       }
-      seen.emplace(plan.weight_in_shared, plan.history_in_shared);
+      if (plan.weight_in_shared && plan.block.history_in_shared) {
+        // Shared memory for everything, for the history alone, for the weight alone or for neither.
+        const std::size_t history = static_cast<std::size_t>(plan.block.history_size()) * plan_element<TypeParam>;
+        most_shared_bytes =
+            random.pick(std::array<std::size_t, 4>{48 * 1024, history, plan.shared_bytes - history, 15});
+        plan = plan_of<TypeParam>(Operation::solve, problem);
+      }
+      seen.emplace(plan.weight_in_shared, plan.block.history_in_shared);
     }
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
     check_filter<TypeParam>(Operation::solve, problem, random);
     ++done;
     if (this->HasFatalFailure()) {
@@ -201,6 +209,30 @@ TYPED_TEST(Kernels, SolveByBlocks) {
     }
   }
   EXPECT_GE(seen.size(), trials > 100 ? 4u : 1u);
+}
+
+TYPED_TEST(Kernels, SolveByStripsOfBlocks) {
+  Random random(15);
+  std::set<std::array<bool, 4>> seen;
+  for (int trial = 0, done = 0; done < trials / 4; ++trial) {
+    most_shared_bytes = random.pick(std::array<std::size_t, 3>{227 * 1024, 16 * 1024, 2048});
+    const Problem problem = random_block_strips(random);
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
+    const auto plan = plan_of<TypeParam>(Operation::solve, problem);
+    if (plan.kernel != Kernel::block) {
+      continue;
+    }
+    const Index channels = plan.shape.channels;
+    ASSERT_GT(plan.block.strips, 1);
+    seen.insert(
+        {plan.weight_in_shared, plan.block.history_in_shared, channels > 64, plan.block.above() > plan.block.rows});
+    check_filter<TypeParam>(Operation::solve, problem, random);
+    ++done;
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+  EXPECT_GE(seen.size(), trials > 100 ? 5u : 1u);
 }
 
 TYPED_TEST(Kernels, SolveByImages) {
@@ -269,12 +301,30 @@ TYPED_TEST(Kernels, NoBatchChangesABit) {
   }
 }
 
+TYPED_TEST(Kernels, WeightsAreACallForEachImage) {
+  Random random(14);
+  for (int trial = 0; trial < trials / 4; ++trial) {
+    most_shared_bytes = random.coin() ? 227 * 1024 : 48 * 1024;
+    const int kind = trial % 4;
+    const Problem problem = kind == 0   ? random_strips(random)
+                            : kind == 1 ? random_image(random)
+                            : kind == 2 ? random_tiled(random)
+                                        : random_problem(random);
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
+    draw_schedule(random);
+    check_weights<TypeParam>(problem, random, Cuda{});
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+}
+
 TYPED_TEST(Kernels, SolveOfDiagonalsLongerThanABlock) {
   Random random(9);
   for (const Index channels : {5, 12}) {
     const Problem problem = make_problem({1, channels, 70, 66}, 2, 3, {});
     const auto plan = plan_of<TypeParam>(Operation::solve, problem);
-    ASSERT_LT(plan.threads, plan.line * plan.lanes);
+    ASSERT_EQ(plan.block.strips, 2);
     check_filter<TypeParam>(Operation::solve, problem, random);
   }
 }
@@ -294,11 +344,11 @@ TYPED_TEST(Kernels, BothGradients) {
     upright.transpose = false;
     run<T>(Operation::solve, g.view(), weight.view(), expected_dy.view(), opposite, Cuda{});
     const bool swapped = problem.options.transpose;
-    const DeviceMemory sums(workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, upright, Cuda{}));
+    const CallerMemory sums(workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, upright, Cuda{}));
     weight_grad<T>(swapped ? expected_dy.view() : x.view(), swapped ? x.view() : expected_dy.view(), expected_dw.view(),
                    upright, sums.workspace(), Cuda{});
     draw_schedule(random);
-    const DeviceMemory memory(
+    const CallerMemory memory(
         workspace_size<T>(Operation::solve_backward, problem.image, problem.weight, problem.options, Cuda{}));
     solve_backward<T>(x.view(), g.view(), weight.view(), dy.view(), dw.view(), problem.options, memory.workspace(),
                       Cuda{});
@@ -490,7 +540,7 @@ TYPED_TEST(Kernels, WeightGradOfAnInfinitePixel) {
   const Problem problem = make_problem({2, 2, height, width}, 4, 3, how);
   const Array<T> x(random_images(random, problem.image), contiguous);
   const Array<T> g(random_images(random, problem.image), contiguous);
-  const DeviceMemory memory(workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, how, Cuda{}));
+  const CallerMemory memory(workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, how, Cuda{}));
   const auto sums = [&] {
     const Array<T> dw(problem.weight);
     weight_grad<T>(x.view(), g.view(), dw.view(), how, memory.workspace(), Cuda{});
@@ -560,10 +610,10 @@ std::set<std::vector<float>> results(const Problem& problem, int dropped_barrier
 }
 
 TEST(Mistakes, AMissingBarrierIsFound) {
-  // Several warps, so that barriers are what orders them; the first pixel's needs a diagonal that another warp packs.
+  // Warps of four rows each; the first pixel needs an anchor that another warp packs.
   Options how;
   how.unit_diagonal = false;
-  const Problem problem = make_problem({1, 5, 20, 20}, 3, 4, how);
+  const Problem problem = make_problem({1, 20, 20, 20}, 3, 4, how);
   ASSERT_EQ(plan_of<float>(Operation::solve, problem).kernel, Kernel::block);
   const auto correct = results(problem, -1, -1);
   ASSERT_EQ(correct.size(), 1u);
@@ -571,9 +621,9 @@ TEST(Mistakes, AMissingBarrierIsFound) {
   ASSERT_EQ(barriers, 1 + 20 + 20 - 1);                       // after the weight, and after each diagonal
   for (int dropped = 0; dropped + 1 < barriers; ++dropped) {  // nothing follows the last one
     const auto found = results(problem, dropped, -1);
-    // A diagonal of fewer pixels than a warp has (four, with 8 lanes each) is one warp's work.
-    const int diagonal = dropped - 1, pixels = std::min(diagonal + 1, 39 - diagonal);
-    if (dropped == 0 || pixels > 4) {
+    // After these diagonals a warp reads the last row of another.
+    const int diagonal = dropped - 1;
+    if (dropped == 0 || (diagonal >= 3 && diagonal <= 15 + 19)) {
       EXPECT_TRUE(found.size() > 1 || found != correct) << "barrier " << dropped;
     }
   }
@@ -634,7 +684,7 @@ std::set<std::vector<float>> sums(const Problem& problem, int stages, int droppe
   Random random(13);
   const Array<float> x(random_images(random, problem.image), contiguous);
   const Array<float> g(random_images(random, problem.image), contiguous);
-  const DeviceMemory memory(
+  const CallerMemory memory(
       workspace_size<float>(Operation::weight_grad, problem.image, problem.weight, problem.options, Cuda{}));
   return results(dropped_barrier, -1, [&] {
     const Array<float> dw(problem.weight);
@@ -659,7 +709,7 @@ TEST(Mistakes, AMissingBarrierOfWeightGradIsFound) {
 }
 
 TEST(Mistakes, AMissingWarpBarrierIsFound) {
-  const Problem problem = make_problem({1, 40, 2, 2}, 2, 2, {});  // 40 channels: the last 8 wait for the first 32
+  const Problem problem = make_problem({1, 140, 2, 2}, 2, 2, {});  // the last 44 channels wait for the first 96
   const auto correct = results(problem, -1, -1);
   ASSERT_EQ(correct.size(), 1u);
   bool is_found = false;
