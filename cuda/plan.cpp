@@ -86,8 +86,8 @@ void plan_block(Plan& plan, const Device& device, std::size_t element) {
   plan.threads = rounded_up((b.rows + b.pixels - 1) / b.pixels * b.lanes, 32);
 
   const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
+  plan.shared_bytes = block_header_bytes;
   if (b.strips > 1) {
-    plan.shared_bytes = block_ticket_bytes;
     plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * b.strips}));
     plan.rest_bytes = plan.edges_bytes = aligned(product(element, {chains, b.strips, b.edge_size()}));
   }

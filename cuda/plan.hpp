@@ -117,9 +117,10 @@ constexpr int rows_of_lane(std::size_t element, int channels) {
 /// other; in double more would spill.
 constexpr int block_pixels(std::size_t element, int outputs) { return outputs > 4 && element == sizeof(float) ? 2 : 1; }
 
-/// block: threads at most; rows of a strip at most; columns that it hands down at a time, and bytes of its ticket.
+/// block: threads at most; rows of a strip at most; columns that it hands down at a time; bytes of shared memory for
+/// what is a block's own.
 inline constexpr int block_threads = 256, block_rows = 64, block_columns = 16;
-inline constexpr std::size_t block_ticket_bytes = 16;
+inline constexpr std::size_t block_header_bytes = 160;
 
 /// image: the threads that sum, and the rows, at most.
 inline constexpr int image_sum_threads = 256, image_rows = 64;

@@ -34,11 +34,20 @@ struct alignas(Outputs % 4 == 0   ? 16
   A at[Outputs];
 };
 
+/// A block's own: in shared memory, where it takes no registers.
+template <class T>
+struct BlockHeader {
+  FilterGroup<T> group;  // of the image
+  Index task;
+};
+
 template <class T, int Outputs>
 class BlockSolver {
  public:
   using A = Arithmetic<T>;
   static constexpr int Pixels = block_pixels(sizeof(A), Outputs);
+  /// Blocks of a processor at a time, which leave 128 registers to a thread.
+  static constexpr int resident = sizeof(A) == sizeof(float) && Outputs <= 4 ? 2 : 1;
 
   __device__ BlockSolver(const FilterGroup<T>& group, const BlockShape& of, int strip, const A* weight, A* kept,
                          const A* edges, A* below)
@@ -298,37 +307,34 @@ class BlockSolver {
 };
 
 template <class T, int Outputs>
-__global__ void __launch_bounds__(block_threads, 1)
+__global__ void __launch_bounds__(block_threads, BlockSolver<T, Outputs>::resident)
     solve_block(Groups<FilterGroup<T>> groups, BlockShape of, BlockMemory<Arithmetic<T>> memory) {
   using A = Arithmetic<T>;
-  auto* const ticket = shared_memory<unsigned>();
-  A* shared = shared_memory<A>();
-  Index task = blockIdx.x;
-  if (memory.ticket != nullptr) {
-    if (threadIdx.x == 0) {
-      *ticket = atomic_add(memory.ticket, 1);
+  static_assert(sizeof(BlockHeader<T>) <= block_header_bytes);
+  auto& header = *shared_memory<BlockHeader<T>>();
+  if (threadIdx.x == 0) {
+    const Index task = memory.ticket != nullptr ? atomic_add(memory.ticket, 1) : blockIdx.x, chain = task / of.strips;
+    header.task = task;
+    header.group = groups.at(static_cast<int>(chain % groups.count));
+    header.group.in.data += chain / groups.count * header.group.in.batch;
+    header.group.out.data += chain / groups.count * header.group.out.batch;
+    if (of.swapped) {
+      header.group.swap_images();
     }
-    __syncthreads();
-    task = *ticket;
-    shared += block_ticket_bytes / sizeof(A);
   }
-  const Index chain = task / of.strips;
+  __syncthreads();
+  const Index task = header.task, chain = task / of.strips;
   const int strip = static_cast<int>(task % of.strips), group_index = static_cast<int>(chain % groups.count);
-  FilterGroup<T> group = groups.at(group_index);
-  const Index image = chain / groups.count;
-  group.in.data += image * group.in.batch;
-  group.out.data += image * group.out.batch;
-  if (of.swapped) {
-    group.swap_images();
-  }
+  A* const shared = shared_memory<A>() + block_header_bytes / sizeof(A);
 
   const Index kept_size = of.history_size() + of.ring_size();
   A* const kept = of.history_in_shared ? shared : memory.kept + task * kept_size;
-  const A* const weight = block_weight<T, true>(of.shape, group.weight, of.padded, of.weight_in_shared, memory.packed,
-                                                group_index, shared + (of.history_in_shared ? kept_size : 0));
+  const A* const weight =
+      block_weight<T, true>(of.shape, header.group.weight, of.padded, of.weight_in_shared, memory.packed, group_index,
+                            shared + (of.history_in_shared ? kept_size : 0));
   A* const edges = memory.edges + chain * of.strips * of.edge_size();
   unsigned* const progress = memory.progress + chain * of.strips + strip;
-  BlockSolver<T, Outputs> solver(group, of, strip, weight, kept, strip > 0 && of.above() > 0 ? edges : nullptr,
+  BlockSolver<T, Outputs> solver(header.group, of, strip, weight, kept, strip > 0 && of.above() > 0 ? edges : nullptr,
                                  strip + 1 < of.strips && of.above() > 0 ? edges + strip * of.edge_size() : nullptr);
   solver.solve(
       [&](int columns) {

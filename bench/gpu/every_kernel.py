@@ -42,6 +42,9 @@ PROBLEMS = (
     Problem(1, 24, 8, 8),
     Problem(2, 48, 4, 4),
     Problem(1, 96, 6, 5),  # a weight that no shared memory holds
+    Problem(1, 140, 4, 4, 1, 2),  # more channels than the lanes of a pixel have at once
+    Problem(1, 5, 70, 70, 2, 3),  # several strips of blocks
+    Problem(1, 40, 70, 66, 1, 2),
     Problem(1, 12, 9, 9, 5, 5),
     Problem(1, 3, 9, 9, 2, 4),
     Problem(1, 4, 7, 7, 1, 1),
@@ -78,8 +81,7 @@ def run_all() -> None:
 
 def in_source() -> Iterator[str]:
     """The names of the kernels in cuda/."""
-    bounds = r"(?:__launch_bounds__\s*\([^)]*\)\s*)?"
-    kernel = re.compile(rf"__global__\s+(?:void\s+{bounds}|{bounds}void\s+)(\w+)\s*\(")
+    kernel = re.compile(r"__global__[^{;]*?(\w+)\s*\(Groups<")  # the first parameter of each
     for path in sorted((ROOT / "cuda").glob("*.cu*")):
         yield from kernel.findall(path.read_text())
 

@@ -194,9 +194,10 @@ TYPED_TEST(Kernels, SolveByBlocks) {
       }
       if (plan.weight_in_shared && plan.block.history_in_shared) {
         // Shared memory for everything, for the history alone, for the weight alone or for neither.
+        constexpr std::size_t header = detail::cuda::block_header_bytes;
         const std::size_t history = static_cast<std::size_t>(plan.block.history_size()) * plan_element<TypeParam>;
         most_shared_bytes =
-            random.pick(std::array<std::size_t, 4>{48 * 1024, history, plan.shared_bytes - history, 15});
+            random.pick(std::array{plan.shared_bytes, header + history, plan.shared_bytes - history, header});
         plan = plan_of<TypeParam>(Operation::solve, problem);
       }
       seen.emplace(plan.weight_in_shared, plan.block.history_in_shared);
@@ -618,14 +619,30 @@ TEST(Mistakes, AMissingBarrierIsFound) {
   const auto correct = results(problem, -1, -1);
   ASSERT_EQ(correct.size(), 1u);
   const int barriers = last_launch().barriers;
-  ASSERT_EQ(barriers, 1 + 20 + 20 - 1);                       // after the weight, and after each diagonal
-  for (int dropped = 0; dropped + 1 < barriers; ++dropped) {  // nothing follows the last one
+  ASSERT_EQ(barriers, 2 + 20 + 20 - 1);  // after the header, after the weight, and after each diagonal
+  // Without the header's, threads would read from anywhere; nothing follows the last one.
+  for (int dropped = 1; dropped + 1 < barriers; ++dropped) {
     const auto found = results(problem, dropped, -1);
     // After these diagonals a warp reads the last row of another.
-    const int diagonal = dropped - 1;
-    if (dropped == 0 || (diagonal >= 3 && diagonal <= 15 + 19)) {
+    const int diagonal = dropped - 2;
+    if (dropped == 1 || (diagonal >= 3 && diagonal <= 15 + 19)) {
       EXPECT_TRUE(found.size() > 1 || found != correct) << "barrier " << dropped;
     }
+  }
+}
+
+TEST(Mistakes, AMissingBarrierBetweenStripsOfBlocksIsFound) {
+  const Problem problem = make_problem({1, 5, 65, 66}, 2, 2, {});
+  const auto plan = plan_of<float>(Operation::solve, problem);
+  ASSERT_EQ(plan.kernel, Kernel::block);
+  ASSERT_EQ(plan.block.strips, 2);
+  const auto correct = results(problem, -1, -1);
+  ASSERT_EQ(correct.size(), 1u);
+  // Of the lower strip's: every 16 diagonals one before it reads what the upper one has handed down, and one after.
+  for (int chunk = 0; chunk < 5; ++chunk) {
+    const int before = 2 + chunk * (detail::cuda::block_columns + 2);
+    EXPECT_NE(results(problem, before, -1), correct) << "before columns " << 16 * chunk;
+    EXPECT_NE(results(problem, before + 1, -1), correct) << "after columns " << 16 * chunk;
   }
 }
 

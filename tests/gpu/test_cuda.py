@@ -137,6 +137,35 @@ def test_no_batch_changes_a_bit() -> None:
             assert torch.equal(invconv.solve(y[index], weight), whole[index])
 
 
+@pytest.mark.parametrize("function", [invconv.solve, invconv.conv])
+def test_a_weight_for_each_image(function: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    for channels, groups in ((3, 1), (12, 1), (12, 2), (96, 1)):
+        y = torch.randn(5, channels, 17, 20, device=DEVICE)
+        weights = torch.randn(5, channels, channels // groups, 3, 3, device=DEVICE) / 300
+        y.requires_grad_()
+        weights.requires_grad_()
+        x = function(y, weights, groups=groups)
+        dy, dw = torch.autograd.grad(x, (y, weights), y.detach())
+        for index in range(5):
+            one = function(y[index], weights[index], groups=groups)
+            assert torch.equal(one, x[index])
+            grads = torch.autograd.grad(one, (y, weights), y[index].detach())
+            assert torch.equal(grads[0][index], dy[index])
+            assert torch.equal(grads[1][index], dw[index])
+
+
+def test_strips_of_blocks() -> None:
+    """Images of more rows and columns than a thread block has rows, of any kernel."""
+    torch.manual_seed(0)
+    for channels, kernel in ((5, (3, 3)), (12, (3, 3)), (2, (5, 4)), (40, (2, 2)), (70, (1, 2))):
+        y = torch.randn(2, channels, 150, 131)
+        weight = torch.randn(channels, channels, *kernel) / (20 * channels)
+        options = {"corner": "br", "transpose": True, "groups": 1, "unit_diagonal": True}
+        x = invconv.solve(y.to(DEVICE), weight.to(DEVICE), **options)
+        check_solve(x, y, weight, options)
+
+
 def test_layouts_and_out() -> None:
     torch.manual_seed(0)
     y = torch.randn(3, 8, 17, 12, device=DEVICE)

@@ -435,7 +435,8 @@ def test_the_kernels_of_the_source_are_found() -> None:
     found = list(every_kernel.in_source())
     text = "".join(path.read_text() for path in (cmake.ROOT / "cuda").glob("*.cu*"))
     assert len(found) == len(re.findall(r"^(?:template.*\n)?__global__", text, re.MULTILINE))
-    assert {"solve_block", "conv_direct"} <= set(found)
+    assert {"solve_block", "solve_image", "solve_strips", "conv_direct"} <= set(found)
+    assert not any(name.startswith("__") for name in found)
 
 
 def test_a_kernel_that_no_problem_launches_is_named(
