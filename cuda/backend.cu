@@ -139,9 +139,8 @@ bool is_in_place(const Filter<T>& problem) {
 template <class T>
 void launch_tiles(const Plan& plan, const Filter<T>& problem, void* stream) {
   const GroupShape& s = plan.shape;
-  const auto count = [](int all, int of_each) { return (Index{all} + of_each - 1) / of_each; };
-  const Index per_image = count(s.width, plan.tile_width) * count(s.height, tile_rows * plan.row_groups) *
-                          count(s.channels, tile_outputs * plan.output_groups);
+  const Index per_image = Index{ceil_div(s.width, plan.tile_width)} * ceil_div(s.height, tile_rows * plan.row_groups) *
+                          ceil_div(s.channels, tile_outputs * plan.output_groups);
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     launch(conv_tiles<T>,
            {blocks(Index{plan.batch} * groups.count * per_image), static_cast<unsigned>(plan.tile_threads()),
@@ -158,7 +157,7 @@ void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arit
   const std::size_t weight_size = plan.weight_bytes / static_cast<std::size_t>(plan.groups) / sizeof(A);
   const bool in_place = is_in_place(problem);
   const int pixels_at_once = plan.threads / plan.lanes;
-  const Index pieces = (Index{s.height} * s.width + pixels_at_once - 1) / pixels_at_once;
+  const Index pieces = ceil_div(Index{s.height} * s.width, pixels_at_once);
   // A few pieces to a block, so that a weight is not packed for each.
   const int per_image = in_place ? 1 : static_cast<int>(std::clamp<Index>(pieces / 4, 1, 1024));
   const std::size_t waiting = in_place ? plan.waiting_bytes : 0;
@@ -266,13 +265,12 @@ void run_launched(const Correlation<T>& problem, void* workspace, const Cuda& ex
       narrowed(Index{full.channels} * full.channels * full.kernel_height * full.kernel_width, "entries of a weight");
   const SumsShape shape{plan.shape,  plan.batch,   plan.parts,  plan.units, plan.span,
                         plan.inputs, plan.outputs, plan.slices, full,       problem.negative};
-  const auto count = [](int all, int of_each) { return (Index{all} + of_each - 1) / of_each; };
   auto* const sums = static_cast<double*>(workspace);
   for_groups<CorrelationGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     if (plan.parts > 0) {
       const GroupShape& s = plan.shape;
-      const Index tiles = count(s.channels, plan.inputs) * count(s.channels, sums_outputs * plan.outputs) *
-                          count(s.kernel_height, plan.square) * count(s.kernel_width, plan.square);
+      const Index tiles = Index{ceil_div(s.channels, plan.inputs)} * ceil_div(s.channels, sums_outputs * plan.outputs) *
+                          ceil_div(s.kernel_height, plan.square) * ceil_div(s.kernel_width, plan.square);
       launch(plan.square == 1 ? sum_parts<T, 1> : sum_parts<T, 3>,
              {blocks(tiles * groups.count * plan.parts), static_cast<unsigned>(plan.threads), plan.shared_bytes,
               execution.stream},
@@ -284,7 +282,7 @@ void run_launched(const Correlation<T>& problem, void* workspace, const Cuda& ex
     }
     const int at_once = std::min(sums_threads / shares, (entries + 31) / 32 * 32);
     const int threads = shares * at_once;
-    const Index per_group = count(entries, at_once);
+    const Index per_group = ceil_div(entries, at_once);
     launch(add_parts<T>,
            {blocks(per_group * groups.count), static_cast<unsigned>(threads),
             static_cast<std::size_t>(threads) * sizeof(double), execution.stream},

@@ -52,7 +52,7 @@ PlanInfo describe(Operation operation, const Sizes& sizes, const Cuda& execution
   constexpr int most = Groups<FilterGroup<T>>::most;
   const bool is_tiles = chosen.kernel == Kernel::tiles;
   return {name(chosen.kernel), is_tiles ? chosen.tile_threads() : chosen.threads,
-          launches(chosen) * ((chosen.groups + most - 1) / most), is_tiles ? chosen.tile_bytes : chosen.shared_bytes,
+          launches(chosen) * ceil_div(chosen.groups, most), is_tiles ? chosen.tile_bytes : chosen.shared_bytes,
           chosen.workspace_bytes()};
 }
 

@@ -31,10 +31,7 @@ int lanes_for(int channels) {
 }
 
 /// The size of the pieces into which `size` is cut, about equal ones of at most `most`.
-int pieces(int size, int most) {
-  const int count = (size + most - 1) / most;
-  return (size + count - 1) / count;
-}
+int pieces(int size, int most) { return ceil_div(size, ceil_div(size, most)); }
 
 /// What a block has of shared memory beside its weight is known.
 void plan_weight(Plan& plan, const Device& device, int padded, std::size_t element) {
@@ -48,7 +45,7 @@ void plan_weight(Plan& plan, const Device& device, int padded, std::size_t eleme
   }
 }
 
-int rounded_up(int size, int to) { return (size + to - 1) / to * to; }
+int rounded_up(int size, int to) { return ceil_div(size, to) * to; }
 
 /// The least odd multiple of 4 that is not below `size`: neighbours at such a distance, read four elements at a time,
 /// lie in different banks.
@@ -79,11 +76,11 @@ void plan_block(Plan& plan, const Device& device, std::size_t element) {
   b.height = b.swapped ? s.width : s.height;
   b.width = b.swapped ? s.height : s.width;
   b.rows = pieces(b.height, most_rows);
-  b.strips = (b.height + b.rows - 1) / b.rows;
+  b.strips = ceil_div(b.height, b.rows);
   b.pitch = odd_fours(s.channels);
   b.edge_columns =
       static_cast<int>(std::bit_ceil(static_cast<unsigned>(block_columns + std::max(b.above() - 1, 0) + b.before())));
-  plan.threads = rounded_up((b.rows + b.pixels - 1) / b.pixels * b.lanes, 32);
+  plan.threads = rounded_up(ceil_div(b.rows, b.pixels) * b.lanes, 32);
 
   const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
   plan.shared_bytes = block_header_bytes;
@@ -141,8 +138,8 @@ bool plan_image(Plan& plan, const Device& device, std::size_t element) {
   if (image.swapped) {
     std::swap(s.height, s.width);
   }
-  const int groups_of_outputs = (s.channels + variant.outputs - 1) / variant.outputs;
-  const int groups_of_inputs = (s.channels + variant.inputs - 1) / variant.inputs;
+  const int groups_of_outputs = ceil_div(s.channels, variant.outputs);
+  const int groups_of_inputs = ceil_div(s.channels, variant.inputs);
   image.slices = groups_of_inputs * (variant.taps / variant.rows_of_taps(element));
   image.row_threads = groups_of_outputs * image.slices;
   const int substituting = variant.substituted > 0 ? (s.height + 31) / 32 * 32 : 0;
@@ -188,7 +185,7 @@ bool plan_strips(Plan& plan, const Device& device, std::size_t element) {
   plan.kernel = Kernel::strips;
   plan.threads = 32;
   plan.shared_bytes = bytes;
-  plan.strips = (s.height + rows - 1) / rows;
+  plan.strips = ceil_div(s.height, rows);
   if (plan.strips > 1) {
     const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
     plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * plan.strips}));
@@ -214,8 +211,7 @@ void plan_direct(Plan& plan, const Device& device, std::size_t element) {
 void plan_tiles(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
   const int width = pieces(s.width, 32);
-  const int most_rows = (s.height + tile_rows - 1) / tile_rows,
-            most_outputs = (s.channels + tile_outputs - 1) / tile_outputs;
+  const int most_rows = ceil_div(s.height, tile_rows), most_outputs = ceil_div(s.channels, tile_outputs);
   for (int outputs = pieces(most_outputs, tile_threads / width);; outputs = (outputs + 1) / 2) {
     for (int rows = std::clamp(tile_threads / (width * outputs), 1, most_rows);; rows = (rows + 1) / 2) {
       const std::size_t weight =
@@ -246,11 +242,11 @@ void plan_sums(Plan& plan, int groups, std::size_t element) {
   plan.kernel = Kernel::sums;
   plan.square = s.kernel_height == 1 && s.kernel_width == 1 ? 1 : 3;
   plan.inputs = pieces(s.channels, 16);
-  plan.outputs = pieces((s.channels + sums_outputs - 1) / sums_outputs, 16);
+  plan.outputs = pieces(ceil_div(s.channels, sums_outputs), 16);
   const int pairs = plan.inputs * plan.outputs;
   plan.span = pieces(s.width, pairs > 16 ? 16 : 8);
-  const auto count = [](int all, int of_each) { return (std::int64_t{all} + of_each - 1) / of_each; };
-  plan.units = narrowed(plan.batch * count(s.height, sums_rows) * count(s.width, plan.span), "units of pixels");
+  plan.units = narrowed(std::int64_t{plan.batch} * ceil_div(s.height, sums_rows) * ceil_div(s.width, plan.span),
+                        "units of pixels");
 
   // Every device has that much shared memory.
   constexpr std::size_t most_shared = 48 * 1024;
@@ -268,11 +264,12 @@ void plan_sums(Plan& plan, int groups, std::size_t element) {
   // Two blocks for each processor of a large device, but no part without a unit for each of its threads, and a few
   // megabytes of sums at most, unless one part alone takes more.
   const std::size_t sums = product(sizeof(double), {s.channels, s.channels, s.kernel_height, s.kernel_width});
-  const std::int64_t tiles = count(s.channels, plan.inputs) * count(s.channels, sums_outputs * plan.outputs) *
-                             count(s.kernel_height, plan.square) * count(s.kernel_width, plan.square) * groups;
+  const std::int64_t tiles = std::int64_t{ceil_div(s.channels, plan.inputs)} *
+                             ceil_div(s.channels, sums_outputs * plan.outputs) *
+                             ceil_div(s.kernel_height, plan.square) * ceil_div(s.kernel_width, plan.square) * groups;
   const auto most = static_cast<std::int64_t>((std::size_t{16} << 20) / (sums * static_cast<std::size_t>(groups)));
-  plan.parts =
-      static_cast<int>(std::max<std::int64_t>(1, std::min({most, 264 / tiles, count(plan.units, plan.slices)})));
+  plan.parts = static_cast<int>(
+      std::max<std::int64_t>(1, std::min({most, 264 / tiles, std::int64_t{ceil_div(plan.units, plan.slices)}})));
   plan.rest_bytes = aligned(product(sums, {plan.groups, plan.parts}));
 }
 

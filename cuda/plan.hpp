@@ -5,10 +5,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "backend.hpp"
 
 namespace invconv::detail::cuda {
+
+template <class Int>
+constexpr Int ceil_div(Int a, std::type_identity_t<Int> b) {
+  return (a + b - 1) / b;
+}
 
 /// What a plan must know of a device.
 struct Device {

@@ -4,7 +4,7 @@
 
 namespace invconv::detail::cuda {
 
-// cuda/runtime.cpp: a launch is done when it returns.
+// cuda/runtime.cu: a launch is done when it returns.
 void synchronize(const Cuda&) {}
 CudaInfo info() { return {}; }
 
