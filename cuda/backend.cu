@@ -2,6 +2,7 @@
 // nothing to or from the host, so that a call can be captured in a graph.
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <string>
 
@@ -176,19 +177,6 @@ void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arit
   });
 }
 
-template <class T>
-void move(typename Filter<T>::Group& group, Index images) {
-  group.in.data += images * group.in.batch;
-  group.out.data += images * group.out.batch;
-  group.weight.data += images * group.weight.batch;
-}
-template <class T>
-void move(typename Correlation<T>::Group& group, Index images) {
-  group.x.data += images * group.x.batch;
-  group.g.data += images * group.g.batch;
-  group.dw.data += images * group.dw.batch;
-}
-
 /// Calls `each(problem)` for what can be launched at once: with one weight for each image the images of a group are
 /// groups of a batch of one, at equal steps.
 template <class T, template <class> class Problem, class Each>
@@ -198,9 +186,9 @@ void for_launched(const Problem<T>& problem, Each&& each) {
   }
   Problem<T> images = problem;
   for (const auto& group : problem.groups) {
-    images.groups.assign(static_cast<std::size_t>(problem.sizes.batch), group);
-    for (std::size_t image = 0; image < images.groups.size(); ++image) {
-      move<T>(images.groups[image], static_cast<Index>(image));
+    images.groups.clear();
+    for (Index image = 0; image < problem.sizes.batch; ++image) {
+      images.groups.push_back(group.from_image(image));
     }
     each(images);
   }
@@ -276,11 +264,9 @@ void run_launched(const Correlation<T>& problem, void* workspace, const Cuda& ex
               execution.stream},
              groups, shape, sums);
     }
-    int shares = 1;  // of the parts
-    while (shares < 32 && 2 * shares <= plan.parts) {
-      shares *= 2;
-    }
-    const int at_once = std::min(sums_threads / shares, (entries + 31) / 32 * 32);
+    // Threads that share an entry's parts.
+    const int shares = static_cast<int>(std::bit_floor(static_cast<unsigned>(std::clamp(plan.parts, 1, 32))));
+    const int at_once = std::min(sums_threads / shares, rounded_up(entries, 32));
     const int threads = shares * at_once;
     const Index per_group = ceil_div(entries, at_once);
     launch(add_parts<T>,

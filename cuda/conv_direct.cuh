@@ -23,10 +23,7 @@ __global__ void __launch_bounds__(256, 1)
   const GroupShape& s = of.shape;
   const unsigned chain = blockIdx.x / static_cast<unsigned>(of.blocks_per_image);
   const int group_index = static_cast<int>(chain % static_cast<unsigned>(groups.count));
-  FilterGroup<T> group = groups.at(group_index);
-  const Index image = chain / static_cast<unsigned>(groups.count);
-  group.in.data += image * group.in.batch;
-  group.out.data += image * group.out.batch;
+  const FilterGroup<T> group{groups.at(group_index).from_image(chain / static_cast<unsigned>(groups.count))};
 
   A* shared = shared_memory<A>();
   const Index weight_size = Index{s.kernel_height} * s.kernel_width * s.channels * of.padded;

@@ -15,12 +15,6 @@ struct TilesShape {
   int width, row_groups, output_groups;
 };
 
-/// The weight of a tap and an input for the outputs of a thread, which come by loads of 16 bytes.
-template <class A>
-struct alignas(16) OutputWeights {
-  A at[tile_outputs];
-};
-
 template <class T>
 __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup<T>> groups, TilesShape of, int batch) {
   using A = Arithmetic<T>;
@@ -31,10 +25,8 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
   const int first_column = next((s.width + of.width - 1) / of.width) * of.width;
   const int first_row = next((s.height + rows - 1) / rows) * rows;
   const int first_output = next((s.channels + outputs - 1) / outputs) * outputs;
-  FilterGroup<T> group = groups.at(next(groups.count));
-  const Index image = next(batch);
-  group.in.data += image * group.in.batch;
-  group.out.data += image * group.out.batch;
+  const FilterGroup<T> of_image_0 = groups.at(next(groups.count));
+  const FilterGroup<T> group{of_image_0.from_image(next(batch))};
 
   const int above = s.kernel_height - 1, before = s.kernel_width - 1;
   const int pitch = tile_pitch(rows + above), channel_size = (of.width + before) * pitch;
@@ -73,14 +65,14 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
     return;
   }
   const A* const x = tile + (column + before) * pitch + rows_before * R + above;
-  const auto* const weight = reinterpret_cast<const OutputWeights<A>*>(weights) + outputs_before;
+  const auto* const weight = reinterpret_cast<const Vector<A, O>*>(weights) + outputs_before;
   A sum[R][O] = {};
   for (int i = above < row + R - 1 ? above : row + R - 1; i >= 0; --i) {
     for (int j = before < first_column + column ? before : first_column + column; j >= (i > 0 ? 0 : 1); --j) {
-      const OutputWeights<A>* w = weight + (i * s.kernel_width + j) * s.channels * line;
+      const Vector<A, O>* w = weight + (i * s.kernel_width + j) * s.channels * line;
       const A* from = x - j * pitch - i;
       for (int c = 0; c < s.channels; ++c, w += line, from += channel_size) {
-        const OutputWeights<A> now = *w;
+        const Vector<A, O> now = *w;
         INVCONV_UNROLL
         for (int p = 0; p < R; ++p) {
           if (row + p >= i) {
@@ -95,7 +87,7 @@ __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup
     }
   }
   for (int c = 0; c < s.channels && c < output + O - 1; ++c) {
-    const OutputWeights<A> now = weight[c * line];
+    const Vector<A, O> now = weight[c * line];
     INVCONV_UNROLL
     for (int p = 0; p < R; ++p) {
       const A value = x[c * channel_size + p];

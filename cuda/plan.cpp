@@ -21,18 +21,6 @@ std::size_t product(std::size_t element, std::initializer_list<std::int64_t> siz
   return element;
 }
 
-/// Lanes for the output channels of a pixel: the least power of two that holds them, at most a warp.
-int lanes_for(int channels) {
-  int lanes = 1;
-  while (lanes < channels && lanes < 32) {
-    lanes *= 2;
-  }
-  return lanes;
-}
-
-/// The size of the pieces into which `size` is cut, about equal ones of at most `most`.
-int pieces(int size, int most) { return ceil_div(size, ceil_div(size, most)); }
-
 /// What a block has of shared memory beside its weight is known.
 void plan_weight(Plan& plan, const Device& device, int padded, std::size_t element) {
   const GroupShape& s = plan.shape;
@@ -45,11 +33,12 @@ void plan_weight(Plan& plan, const Device& device, int padded, std::size_t eleme
   }
 }
 
-int rounded_up(int size, int to) { return ceil_div(size, to) * to; }
+/// The least one that is not below `size`.
+int power_of_two(int size) { return static_cast<int>(std::bit_ceil(static_cast<unsigned>(size))); }
 
 /// The least odd multiple of 4 that is not below `size`: neighbours at such a distance, read four elements at a time,
 /// lie in different banks.
-int odd_fours(int size) { return (size + 3) / 4 % 2 == 1 ? (size + 3) / 4 * 4 : (size + 3) / 4 * 4 + 4; }
+int odd_fours(int size) { return 4 * (ceil_div(size, 4) | 1); }
 
 void plan_block(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
@@ -59,10 +48,7 @@ void plan_block(Plan& plan, const Device& device, std::size_t element) {
   // Of two numbers of outputs the one that idles least.
   const bool is_wide = s.channels > 32;
   for (const int outputs : is_wide ? std::array{8, 6} : std::array{4, 3}) {
-    int lanes = 1;
-    while (lanes * outputs < s.channels && lanes < (is_wide ? 16 : 8)) {
-      lanes *= 2;
-    }
+    const int lanes = std::min(power_of_two(ceil_div(s.channels, outputs)), is_wide ? 16 : 8);
     const int padded = rounded_up(s.channels, lanes * outputs);
     if (b.padded == 0 || padded < b.padded) {
       b.outputs = outputs;
@@ -75,11 +61,10 @@ void plan_block(Plan& plan, const Device& device, std::size_t element) {
   b.swapped = s.width < s.height && s.width <= most_rows;
   b.height = b.swapped ? s.width : s.height;
   b.width = b.swapped ? s.height : s.width;
-  b.rows = pieces(b.height, most_rows);
+  b.rows = fair_share(b.height, most_rows);
   b.strips = ceil_div(b.height, b.rows);
   b.pitch = odd_fours(s.channels);
-  b.edge_columns =
-      static_cast<int>(std::bit_ceil(static_cast<unsigned>(block_columns + std::max(b.above() - 1, 0) + b.before())));
+  b.edge_columns = power_of_two(block_columns + std::max(b.above() - 1, 0) + b.before());
   plan.threads = rounded_up(ceil_div(b.rows, b.pixels) * b.lanes, 32);
 
   const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
@@ -142,7 +127,7 @@ bool plan_image(Plan& plan, const Device& device, std::size_t element) {
   const int groups_of_inputs = ceil_div(s.channels, variant.inputs);
   image.slices = groups_of_inputs * (variant.taps / variant.rows_of_taps(element));
   image.row_threads = groups_of_outputs * image.slices;
-  const int substituting = variant.substituted > 0 ? (s.height + 31) / 32 * 32 : 0;
+  const int substituting = variant.substituted > 0 ? rounded_up(s.height, 32) : 0;
   const int summing = std::min(image_sum_threads, variant.most_threads(element) - substituting);
   if (image.row_threads > summing) {
     return false;
@@ -165,7 +150,7 @@ bool plan_image(Plan& plan, const Device& device, std::size_t element) {
     return false;
   }
   image.row_pitch = static_cast<int>(row_pitch);
-  image.threads = (image.row_groups * image.row_threads + 31) / 32 * 32 + substituting;
+  image.threads = rounded_up(image.row_groups * image.row_threads, 32) + substituting;
   plan = image;
   return true;
 }
@@ -197,7 +182,7 @@ bool plan_strips(Plan& plan, const Device& device, std::size_t element) {
 void plan_direct(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
   plan.kernel = Kernel::direct;
-  plan.lanes = lanes_for(s.channels);
+  plan.lanes = std::min(32, power_of_two(s.channels));
   const auto waiting = [&](int threads) { return aligned(product(element, {threads / plan.lanes, s.channels})); };
   for (plan.threads = 256; plan.threads > 32 && waiting(plan.threads) > device.shared_bytes / 2;) {
     plan.threads /= 2;
@@ -210,9 +195,9 @@ void plan_direct(Plan& plan, const Device& device, std::size_t element) {
 /// Keeps the plan as it is where nothing fits.
 void plan_tiles(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
-  const int width = pieces(s.width, 32);
+  const int width = fair_share(s.width, 32);
   const int most_rows = ceil_div(s.height, tile_rows), most_outputs = ceil_div(s.channels, tile_outputs);
-  for (int outputs = pieces(most_outputs, tile_threads / width);; outputs = (outputs + 1) / 2) {
+  for (int outputs = fair_share(most_outputs, tile_threads / width);; outputs = (outputs + 1) / 2) {
     for (int rows = std::clamp(tile_threads / (width * outputs), 1, most_rows);; rows = (rows + 1) / 2) {
       const std::size_t weight =
           product(element, {s.kernel_height, s.kernel_width, s.channels, tile_line(outputs), tile_outputs});
@@ -241,10 +226,10 @@ void plan_sums(Plan& plan, int groups, std::size_t element) {
   const GroupShape& s = plan.shape;
   plan.kernel = Kernel::sums;
   plan.square = s.kernel_height == 1 && s.kernel_width == 1 ? 1 : 3;
-  plan.inputs = pieces(s.channels, 16);
-  plan.outputs = pieces(ceil_div(s.channels, sums_outputs), 16);
+  plan.inputs = fair_share(s.channels, 16);
+  plan.outputs = fair_share(ceil_div(s.channels, sums_outputs), 16);
   const int pairs = plan.inputs * plan.outputs;
-  plan.span = pieces(s.width, pairs > 16 ? 16 : 8);
+  plan.span = fair_share(s.width, pairs > 16 ? 16 : 8);
   plan.units = narrowed(std::int64_t{plan.batch} * ceil_div(s.height, sums_rows) * ceil_div(s.width, plan.span),
                         "units of pixels");
 
@@ -256,7 +241,7 @@ void plan_sums(Plan& plan, int groups, std::size_t element) {
       element * static_cast<std::size_t>(plan.inputs * sums_line(sums_rows + halo, plan.span + halo) +
                                          sums_outputs * plan.outputs * sums_line(sums_rows, plan.span));
   plan.slices = std::min({sums_threads / pairs, static_cast<int>(most_shared / unit), plan.units});
-  plan.threads = (plan.slices * pairs + 31) / 32 * 32;
+  plan.threads = rounded_up(plan.slices * pairs, 32);
   const std::size_t passed = product(sizeof(double), {sums_outputs, plan.square, plan.square, pairs, plan.slices / 2});
   const std::size_t slices = static_cast<std::size_t>(plan.slices);
   plan.shared_bytes = std::max(slices * unit, slices * sums_unit_bytes + passed);

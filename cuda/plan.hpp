@@ -5,16 +5,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "backend.hpp"
 
 namespace invconv::detail::cuda {
 
-template <class Int>
-constexpr Int ceil_div(Int a, std::type_identity_t<Int> b) {
-  return (a + b - 1) / b;
-}
+constexpr int rounded_up(int size, int to) { return ceil_div(size, to) * to; }
 
 /// What a plan must know of a device.
 struct Device {
@@ -101,7 +97,7 @@ struct Plan {
   // Bytes of the workspace, from its beginning: what is cleared first, packed weights, and the rest.
   std::size_t cleared_bytes = 0, weight_bytes = 0, rest_bytes = 0;
 
-  int tile_threads() const { return (tile_width * row_groups * output_groups + 31) / 32 * 32; }
+  int tile_threads() const { return rounded_up(tile_width * row_groups * output_groups, 32); }
   std::size_t workspace_bytes() const { return cleared_bytes + weight_bytes + rest_bytes; }
 };
 

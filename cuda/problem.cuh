@@ -41,18 +41,20 @@ __device__ A settled(A value) {
   return value + A(0);
 }
 
-/// Elements that are read and written at once.
-template <class A>
-struct alignas(16) Four {
-  A of[4];
+/// Neighbours that are read and written at once.
+template <class A, int N>
+struct alignas(N % 4 == 0   ? 16
+               : N % 2 == 0 ? 2 * sizeof(A)
+                            : sizeof(A)) Vector {
+  A at[N];
 };
-template <class A>
-__device__ Four<A>& four(A* at) {
-  return *reinterpret_cast<Four<A>*>(at);
+template <int N, class A>
+__device__ Vector<A, N>& vector(A* at) {
+  return *reinterpret_cast<Vector<A, N>*>(at);
 }
-template <class A>
-__device__ const Four<A>& four(const A* at) {
-  return *reinterpret_cast<const Four<A>*>(at);
+template <int N, class A>
+__device__ const Vector<A, N>& vector(const A* at) {
+  return *reinterpret_cast<const Vector<A, N>*>(at);
 }
 
 // ---- groups -------------------------------------------------------------------------------------------------------

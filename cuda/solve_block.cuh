@@ -26,14 +26,6 @@ struct BlockMemory {
   A* kept;             // [strip of all]: histories and rings that do not fit in shared memory
 };
 
-/// Neighbouring outputs of a packed weight, which are read at once.
-template <class A, int Outputs>
-struct alignas(Outputs % 4 == 0   ? 16
-               : Outputs % 2 == 0 ? 2 * sizeof(A)
-                                  : sizeof(A)) OutputsOf {
-  A at[Outputs];
-};
-
 /// A block's own: in shared memory, where it takes no registers.
 template <class T>
 struct BlockHeader {
@@ -109,7 +101,7 @@ class BlockSolver {
   }
 
  private:
-  using Weights = OutputsOf<A, Outputs>;
+  using Weights = Vector<A, Outputs>;
 
   __device__ bool is_active(int p, int diagonal) const {
     const int row = row_ + p;
@@ -158,7 +150,7 @@ class BlockSolver {
                       A (&sum)[Pixels][Outputs]) const {
     const Index padded = of_.padded;
     const auto add_channel = [&](const A(&value)[Pixels], const A* at) {
-      const Weights now = *reinterpret_cast<const Weights*>(at);
+      const Weights now = vector<Outputs>(at);
       INVCONV_UNROLL
       for (int p = 0; p < Pixels; ++p) {
         INVCONV_UNROLL
@@ -169,17 +161,17 @@ class BlockSolver {
     };
     int c = 0;
     for (; c + 4 <= channels; c += 4, w += 4 * padded) {
-      Four<A> values[Pixels];
+      Vector<A, 4> values[Pixels];
       INVCONV_UNROLL
       for (int p = 0; p < Pixels; ++p) {
-        values[p] = four(x[p] + c);
+        values[p] = vector<4>(x[p] + c);
       }
       INVCONV_UNROLL
       for (int k = 0; k < 4; ++k) {
         A value[Pixels];
         INVCONV_UNROLL
         for (int p = 0; p < Pixels; ++p) {
-          value[p] = values[p].of[k];
+          value[p] = values[p].at[k];
         }
         add_channel(value, w + k * padded);
       }
@@ -238,7 +230,7 @@ class BlockSolver {
       INVCONV_UNROLL
       for (int k = 0; k < Outputs; ++k) {
         const int own = output + k < s_.channels ? output + k : 0;
-        const Weights now = *reinterpret_cast<const Weights*>(anchor + Index{own} * of_.padded + output);
+        const Weights now = vector<Outputs>(anchor + Index{own} * of_.padded + output);
         INVCONV_UNROLL
         for (int p = 0; p < Pixels; ++p) {
           value[p][k] = settled(s_.unit_diagonal ? value[p][k] : value[p][k] / now.at[k]);
@@ -261,7 +253,7 @@ class BlockSolver {
         const A* const w = anchor + Index{first + turn * Outputs} * of_.padded + output;
         INVCONV_UNROLL
         for (int k = 0; k < Outputs; ++k) {
-          const Weights now = *reinterpret_cast<const Weights*>(w + Index{k} * of_.padded);
+          const Weights now = vector<Outputs>(w + Index{k} * of_.padded);
           INVCONV_UNROLL
           for (int p = 0; p < Pixels; ++p) {
             INVCONV_UNROLL
@@ -315,9 +307,7 @@ __global__ void __launch_bounds__(block_threads, BlockSolver<T, Outputs>::reside
   if (threadIdx.x == 0) {
     const Index task = memory.ticket != nullptr ? atomic_add(memory.ticket, 1) : blockIdx.x, chain = task / of.strips;
     header.task = task;
-    header.group = groups.at(static_cast<int>(chain % groups.count));
-    header.group.in.data += chain / groups.count * header.group.in.batch;
-    header.group.out.data += chain / groups.count * header.group.out.batch;
+    header.group = {groups.at(static_cast<int>(chain % groups.count)).from_image(chain / groups.count)};
     if (of.swapped) {
       header.group.swap_images();
     }

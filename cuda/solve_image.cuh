@@ -174,7 +174,7 @@ class ImageSolver {
   }
 
   __device__ int tap_row(int ii) const { return rows_of_taps == K ? ii : tap_row_; }
-  __device__ int padded_height() const { return (s_.height + 31) / 32 * 32; }
+  __device__ int padded_height() const { return rounded_up(s_.height, 32); }
   __device__ A* pixel(int row, int column) const { return image_ + row * of_.row_pitch + column * of_.pitch; }
   __device__ A* part(int diagonal, int slice, int row) const {
     return parts_ + (diagonal % 2 * of_.slices + slice) * part_size_ + row * of_.pitch;
@@ -257,33 +257,33 @@ class ImageSolver {
     static_assert(Substituted % 4 == 0);
     A* const x = pixel(row, diagonal - row);
     const A* const parts = part(diagonal, 0, row);
-    Four<A> sum[Substituted / 4 + 1];  // one more, since an array has elements
+    Vector<A, 4> sum[Substituted / 4 + 1];  // one more, since an array has elements
     INVCONV_UNROLL
     for (int q = 0; q < Substituted / 4; ++q) {
-      sum[q] = four(x + 4 * q);
+      sum[q] = vector<4>(x + 4 * q);
     }
     for (int slice = 0; slice < slices; ++slice) {
       INVCONV_UNROLL
       for (int q = 0; q < Substituted / 4; ++q) {
-        const Four<A> part = four(parts + slice * part_size_ + 4 * q);
+        const Vector<A, 4> part = vector<4>(parts + slice * part_size_ + 4 * q);
         INVCONV_UNROLL
         for (int k = 0; k < 4; ++k) {
-          sum[q].of[k] += part.of[k];
+          sum[q].at[k] += part.at[k];
         }
       }
     }
     INVCONV_UNROLL
     for (int c = 0; c < Substituted; ++c) {
       const A* const line = anchor_ + c * of_.pitch;
-      A& value = sum[c / 4].of[c % 4];
+      A& value = sum[c / 4].at[c % 4];
       value = settled(s_.unit_diagonal ? value : value / line[c]);
       INVCONV_UNROLL
       for (int q = c / 4; q < Substituted / 4; ++q) {
-        const Four<A> weights = four(line + 4 * q);
+        const Vector<A, 4> weights = vector<4>(line + 4 * q);
         INVCONV_UNROLL
         for (int k = 0; k < 4; ++k) {
           if (4 * q + k > c) {
-            sum[q].of[k] = multiply_add(value, weights.of[k], sum[q].of[k]);
+            sum[q].at[k] = multiply_add(value, weights.at[k], sum[q].at[k]);
           }
         }
       }
@@ -292,9 +292,9 @@ class ImageSolver {
     for (int q = 0; q < Substituted / 4; ++q) {
       INVCONV_UNROLL
       for (int k = 0; k < 4; ++k) {
-        sum[q].of[k] = 4 * q + k < s_.channels ? sum[q].of[k] : A(0);  // others read all of a pixel
+        sum[q].at[k] = 4 * q + k < s_.channels ? sum[q].at[k] : A(0);  // others read all of a pixel
       }
-      four(x + 4 * q) = sum[q];
+      vector<4>(x + 4 * q) = sum[q];
     }
   }
 
@@ -328,11 +328,11 @@ class ImageSolver {
       for (int k = 0; k < Panel; ++k) {
         if (k < left) {
           const A* const line = anchor_ + (first + k) * of_.pitch;
-          const Four<A> weights = four(line + first);
-          value[k] = settled(s_.unit_diagonal ? value[k] : value[k] / weights.of[k]);
+          const Vector<A, 4> weights = vector<4>(line + first);
+          value[k] = settled(s_.unit_diagonal ? value[k] : value[k] / weights.at[k]);
           INVCONV_UNROLL
           for (int l = k + 1; l < Panel; ++l) {
-            value[l] = multiply_add(value[k], weights.of[l], value[l]);
+            value[l] = multiply_add(value[k], weights.at[l], value[l]);
           }
           INVCONV_UNROLL
           for (int h = 0; h < Halves; ++h) {
@@ -369,10 +369,8 @@ template <class T, int K, int Outputs, int Inputs, int Substituted>
 __global__ void __launch_bounds__(
     ImageSolver<T, K, Outputs, Inputs, Substituted>::variant.most_threads(sizeof(Arithmetic<T>)), 1)
     solve_image(Groups<FilterGroup<T>> groups, ImageShape of) {
-  FilterGroup<T> group = groups.at(static_cast<int>(blockIdx.x % static_cast<unsigned>(groups.count)));
-  const Index image = blockIdx.x / static_cast<unsigned>(groups.count);
-  group.in.data += image * group.in.batch;
-  group.out.data += image * group.out.batch;
+  FilterGroup<T> group{groups.at(static_cast<int>(blockIdx.x % static_cast<unsigned>(groups.count)))
+                           .from_image(blockIdx.x / static_cast<unsigned>(groups.count))};
   if (of.swapped) {
     group.swap_images();
     group.swap_weight();

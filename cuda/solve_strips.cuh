@@ -42,11 +42,10 @@ __global__ void __launch_bounds__(32, 1)
   }
   const Index chain = task / s.strips;
   const int strip = static_cast<int>(task % s.strips);
-  FilterGroup<T> group = groups.at(static_cast<int>(chain % groups.count));
-  const Index image = chain / groups.count;
+  const FilterGroup<T> group{groups.at(static_cast<int>(chain % groups.count)).from_image(chain / groups.count)};
   const int first_row = strip * V;
-  const T* const in = group.in.data + image * group.in.batch;
-  T* const out = group.out.data + image * group.out.batch;
+  const T* const in = group.in.data;
+  T* const out = group.out.data;
   const Index edge_size = Index{K - 1} * C * s.width;
   const bool has_above = strip > 0, has_below = strip + 1 < s.strips;
   A* const below = has_below ? shared.edges + (chain * s.strips + strip) * edge_size : nullptr;

@@ -24,6 +24,8 @@ template <class T>
 struct Images {
   T* data;
   std::int64_t batch, channel, row, column;
+
+  constexpr Images from_image(std::int64_t index) const { return {data + index * batch, batch, channel, row, column}; }
 };
 
 /// The taps of one group by age: row i, column j is the tap that multiplies x[p - (i, j)], so (0, 0) is the anchor.
@@ -32,6 +34,8 @@ struct Taps {
   T* data;
   std::int64_t out, in, row, column;
   std::int64_t batch = 0;  // from one image's to the next one's; 0 where the images share them
+
+  constexpr Taps from_image(std::int64_t index) const { return {data + index * batch, out, in, row, column, batch}; }
 };
 
 struct Sizes {
@@ -43,6 +47,17 @@ struct Sizes {
 };
 
 inline bool is_empty(const Sizes& s) { return s.batch == 0 || s.channels == 0 || s.height == 0 || s.width == 0; }
+
+template <class A, class B>
+constexpr std::common_type_t<A, B> ceil_div(A total, B share) {
+  return (total + share - 1) / share;
+}
+
+/// Splits `total` into the fewest equal shares of at most `most`, and returns what a share then holds.
+template <class A, class B>
+constexpr std::common_type_t<A, B> fair_share(A total, B most) {
+  return ceil_div(total, ceil_div(total, most));
+}
 
 /// Taps that reach beyond the image on every pixel are left out: they multiply nothing.
 inline Sizes clipped(Sizes sizes) {
@@ -62,6 +77,10 @@ struct Filter {
     Images<const T> in;
     Images<T> out;
     Taps<const T> weight;
+
+    constexpr Group from_image(std::int64_t index) const {
+      return {in.from_image(index), out.from_image(index), weight.from_image(index)};
+    }
   };
   Operation operation;
   Sizes sizes;
@@ -75,6 +94,10 @@ struct Correlation {
   struct Group {
     Images<const T> x, g;
     Taps<T> dw;
+
+    constexpr Group from_image(std::int64_t index) const {
+      return {x.from_image(index), g.from_image(index), dw.from_image(index)};
+    }
   };
   Sizes sizes;
   bool unit_diagonal, negative;

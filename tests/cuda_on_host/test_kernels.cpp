@@ -398,7 +398,7 @@ TYPED_TEST(Kernels, Conv) {
   Random random(3);
   std::set<std::string> seen;
   for (int trial = 0; trial < trials; ++trial) {
-    most_shared_bytes = random.pick(std::array<std::size_t, 4>{48 * 1024, 48 * 1024, 4096, 1024});
+    most_shared_bytes = random.pick(std::array<std::size_t, 4>{48 * 1024, 48 * 1024, 4096, 2048});
     const Problem problem = trial % 8 == 0   ? random_wide(random)
                             : trial % 2 == 0 ? random_tiled(random)
                                              : random_problem(random);

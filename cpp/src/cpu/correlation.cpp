@@ -142,10 +142,7 @@ std::size_t correlation_workspace(const Sizes& s, const Cpu& execution) {
 template <class T>
 void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
   if (problem.sizes.weights > 1) {
-    const auto at = [](const typename Correlation<T>::Group& group, Index image) -> typename Correlation<T>::Group {
-      return {image_of(group.x, image), image_of(group.g, image), image_of(group.dw, image)};
-    };
-    return run(images_as_groups(problem, at), workspace, execution);
+    return run(images_as_groups(problem), workspace, execution);
   }
   using A = Arithmetic<T>;
   const Kernels<T>& table = kernels<T>();

@@ -212,10 +212,7 @@ std::size_t filter_workspace(Operation operation, const Sizes& s, const Cpu& exe
 template <class T>
 void run(const Filter<T>& problem, void* workspace, const Cpu& execution) {
   if (problem.sizes.weights > 1) {
-    const auto at = [](const typename Filter<T>::Group& group, Index image) -> typename Filter<T>::Group {
-      return {image_of(group.in, image), image_of(group.out, image), image_of(group.weight, image)};
-    };
-    return run(images_as_groups(problem, at), workspace, execution);
+    return run(images_as_groups(problem), workspace, execution);
   }
   const Sizes s = clipped(problem.sizes);
   if (!is_empty(s)) {

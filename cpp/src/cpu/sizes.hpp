@@ -18,11 +18,6 @@ std::size_t aligned_bytes(Index elements) {
   return aligned(static_cast<std::size_t>(elements) * sizeof(A));
 }
 
-inline Index ceil_div(Index total, Index share) { return (total + share - 1) / share; }
-
-/// Splits `total` into the fewest equal shares of at most `most`, and returns what a share then holds.
-inline Index fair_share(Index total, Index most) { return ceil_div(total, ceil_div(total, most)); }
-
 /// With one weight for each image, each image is a batch of its own, and its groups are groups beside the others'.
 inline Sizes images_as_groups(Sizes sizes) {
   if (sizes.weights != 1) {
@@ -33,25 +28,18 @@ inline Sizes images_as_groups(Sizes sizes) {
   return sizes;
 }
 
-/// The same of a problem; `at` moves a group's arrays to an image.
-template <class Problem, class At>
-Problem images_as_groups(const Problem& problem, At&& at) {
+template <class Problem>
+Problem images_as_groups(const Problem& problem) {
   Problem result = problem;
   result.sizes = images_as_groups(problem.sizes);
   result.groups.clear();
   result.groups.reserve(static_cast<std::size_t>(result.sizes.groups));
   for (Index image = 0; image < problem.sizes.weights; ++image) {
     for (const auto& group : problem.groups) {
-      result.groups.push_back(at(group, image));
+      result.groups.push_back(group.from_image(image));
     }
   }
   return result;
-}
-
-template <class Array>
-Array image_of(Array array, Index image) {
-  array.data += image * array.batch;
-  return array;
 }
 
 /// A helper thread pays when it takes over more work than it costs to have it: little while it still spins for work
