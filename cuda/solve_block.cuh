@@ -249,7 +249,7 @@ class BlockSolver {
           value[p][k] = theirs;
         }
       }
-      if (lane_ > turn) {
+      if (lane_ > turn && output < s_.channels) {  // else some of the turn may be no channels
         const A* const w = anchor + Index{first + turn * Outputs} * of_.padded + output;
         INVCONV_UNROLL
         for (int k = 0; k < Outputs; ++k) {

@@ -212,6 +212,17 @@ TYPED_TEST(Kernels, SolveByBlocks) {
   EXPECT_GE(seen.size(), trials > 100 ? 4u : 1u);
 }
 
+/// With 17 channels the last lanes have none, and those in turn before them not all: for the address sanitizer.
+TYPED_TEST(Kernels, SolveReadsNoWeightBehindTheLastChannel) {
+  Random random(16);
+  for (const std::size_t shared : {std::size_t{48 * 1024}, detail::cuda::block_header_bytes}) {
+    most_shared_bytes = shared;
+    const Problem problem = make_problem({1, 17, 1, 1}, 1, 1, {});
+    ASSERT_EQ(plan_of<TypeParam>(Operation::solve, problem).kernel, Kernel::block);
+    check_filter<TypeParam>(Operation::solve, problem, random);
+  }
+}
+
 TYPED_TEST(Kernels, SolveByStripsOfBlocks) {
   Random random(15);
   std::set<std::array<bool, 4>> seen;
