@@ -322,10 +322,14 @@ __global__ void __launch_bounds__(block_threads, BlockSolver<T, Outputs>::reside
   const A* const weight =
       block_weight<T, true>(of.shape, header.group.weight, of.padded, of.weight_in_shared, memory.packed, group_index,
                             shared + (of.history_in_shared ? kept_size : 0));
-  A* const edges = memory.edges + chain * of.strips * of.edge_size();
-  unsigned* const progress = memory.progress + chain * of.strips + strip;
-  BlockSolver<T, Outputs> solver(header.group, of, strip, weight, kept, strip > 0 && of.above() > 0 ? edges : nullptr,
-                                 strip + 1 < of.strips && of.above() > 0 ? edges + strip * of.edge_size() : nullptr);
+  A *edges = nullptr, *below = nullptr;
+  unsigned* progress = nullptr;
+  if (of.strips > 1 && of.above() > 0) {
+    edges = memory.edges + chain * of.strips * of.edge_size();
+    below = strip + 1 < of.strips ? edges + strip * of.edge_size() : nullptr;
+    progress = memory.progress + chain * of.strips + strip;
+  }
+  BlockSolver<T, Outputs> solver(header.group, of, strip, weight, kept, strip > 0 ? edges : nullptr, below);
   solver.solve(
       [&](int columns) {
         if (threadIdx.x == 0) {
