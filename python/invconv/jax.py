@@ -183,14 +183,6 @@ def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, ad.Zero)
 
 
-def _zero(like: Any) -> ad.Zero:
-    return ad.Zero(like.aval.to_tangent_aval())
-
-
-def _sum(first: Any, second: Any) -> Any:
-    return second if first is None else first if second is None else first + second
-
-
 def _tangent_of_weight(
     x: Any, dw: Any, *, corners: Any, unit_diagonal: bool, **options: Any
 ) -> Any:
@@ -200,36 +192,12 @@ def _tangent_of_weight(
 
 
 def _solve_jvp(primals: Any, tangents: Any, **options: Any) -> tuple[Any, Any]:
-    (y, weight), (dy, dw) = primals, tangents
+    """Of both tangents, with one solve."""
+    (y, weight), (total, dw) = primals, tangents
     x = _solve_p.bind(y, weight, **options)
-    if _is_zero(dy) and _is_zero(dw):
-        return x, _zero(x)
-    total = None if _is_zero(dy) else dy
     if not _is_zero(dw):
-        total = _sum(total, -_tangent_of_weight(x, dw, **options))
-    return x, _solve_p.bind(total, weight, **options)
-
-
-def _conv_jvp(primals: Any, tangents: Any, **options: Any) -> tuple[Any, Any]:
-    (x, weight), (dx, dw) = primals, tangents
-    y = _conv_p.bind(x, weight, **options)
-    if _is_zero(dx) and _is_zero(dw):
-        return y, _zero(y)
-    total = None if _is_zero(dx) else _conv_p.bind(dx, weight, **options)
-    if not _is_zero(dw):
-        total = _sum(total, _tangent_of_weight(x, dw, **options))
-    return y, total
-
-
-def _weight_grad_jvp(primals: Any, tangents: Any, **options: Any) -> tuple[Any, Any]:
-    (x, g), (dx, dg) = primals, tangents
-    dw = _weight_grad_p.bind(x, g, **options)
-    if _is_zero(dx) and _is_zero(dg):
-        return dw, _zero(dw)
-    total = None if _is_zero(dx) else _weight_grad_p.bind(dx, g, **options)
-    if not _is_zero(dg):
-        total = _sum(total, _weight_grad_p.bind(x, dg, **options))
-    return dw, total
+        total = ad.add_tangents(total, -_tangent_of_weight(x, dw, **options))
+    return x, total if _is_zero(total) else _solve_p.bind(total, weight, **options)
 
 
 def _solve_transpose(g: Any, y: Any, weight: Any, *, transpose: bool, **options: Any) -> Any:
@@ -257,25 +225,10 @@ def _conv_transpose(g: Any, x: Any, weight: Any, *, transpose: bool, **options: 
 
 
 def _weight_grad_transpose(
-    dw: Any,
-    x: Any,
-    g: Any,
-    *,
-    kernel_size: tuple[int, int],
-    per_sample: bool,
-    corners: tuple[str, ...],
-    unit_diagonal: bool,
-    groups: int,
+    images: Any, dw: Any, transpose: bool, *, kernel_size: Any, per_sample: bool, **options: Any
 ) -> Any:
     """<dw, weight_grad(x, g)> = <g, D x> with D the convolution whose weight is dw."""
-    of_x = isinstance(x, ad.UndefinedPrimal)
-    if _is_zero(dw):
-        return (ad.Zero(x.aval), None) if of_x else (None, ad.Zero(g.aval))
-    dw = _linear(dw, corners, unit_diagonal)
-    options = {"corners": corners, "unit_diagonal": False, "groups": groups}
-    if of_x:
-        return _conv_p.bind(g, dw, transpose=True, **options), None
-    return None, _conv_p.bind(x, dw, transpose=False, **options)
+    return _tangent_of_weight(images, dw, transpose=transpose, **options)
 
 
 def _into_batch(array: Any, axis: int | None, size: int) -> Any:
@@ -356,11 +309,18 @@ def _batch_weight_grad(
 
 
 ad.primitive_jvps[_solve_p] = _solve_jvp
-ad.primitive_jvps[_conv_p] = _conv_jvp
-ad.primitive_jvps[_weight_grad_p] = _weight_grad_jvp
+ad.defjvp(
+    _conv_p,
+    lambda dx, x, weight, **options: _conv_p.bind(dx, weight, **options),
+    lambda dw, x, weight, **options: _tangent_of_weight(x, dw, **options),
+)
 ad.primitive_transposes[_solve_p] = _solve_transpose
 ad.primitive_transposes[_conv_p] = _conv_transpose
-ad.primitive_transposes[_weight_grad_p] = _weight_grad_transpose
+ad.defbilinear(
+    _weight_grad_p,
+    lambda dw, x, g, **options: _weight_grad_transpose(g, dw, True, **options),
+    lambda dw, x, g, **options: _weight_grad_transpose(x, dw, False, **options),
+)
 batching.primitive_batchers[_solve_p] = functools.partial(_batch_filter, _solve_p)
 batching.primitive_batchers[_conv_p] = functools.partial(_batch_filter, _conv_p)
 batching.primitive_batchers[_weight_grad_p] = _batch_weight_grad
