@@ -360,12 +360,6 @@ def _diagonal_index(weight: Tensor, corner: str, groups: int) -> tuple[Tensor, .
     return o, o - group * inputs, torch.cat(rows), torch.cat(columns)
 
 
-def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if b is None:
-        return a
-    return -b if a is None else a - b
-
-
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
@@ -379,10 +373,9 @@ def _into_groups(images: Tensor, dim: int | None, batch: int) -> Tensor:
     return images.movedim(dim, 1).flatten(1, 2)
 
 
-def _into_batch(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
-    """A tensor of shape (batch * B, ...) from (B, ...) with a mapped axis, or without one."""
-    mapped = tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return mapped.flatten(0, 1)
+def _mapped_first(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
+    """A tensor of shape (batch, B, ...) from (B, ...) with a mapped axis, or without one."""
+    return tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 def _repeat_corner(corner: str, times: int) -> str:
@@ -398,14 +391,12 @@ def _vmap_filter(
     """
     images_dim, weight_dim = in_dims[:2]
     corner, unit_diagonal, groups, transpose = options
-    if weight.dim() - (weight_dim is not None) == 5:
-        flat = apply(
-            _into_batch(images, images_dim, batch), _into_batch(weight, weight_dim, batch), *options
-        )
-        return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
-    if weight_dim is None:
-        images = images.movedim(images_dim, 0)
-        flat = apply(images.flatten(0, 1), weight, corner, unit_diagonal, groups, transpose)
+    per_image = weight.dim() - (weight_dim is not None) == 5
+    if per_image or weight_dim is None:
+        images = _mapped_first(images, images_dim, batch)
+        if per_image:
+            weight = _mapped_first(weight, weight_dim, batch).flatten(0, 1)
+        flat = apply(images.flatten(0, 1), weight, *options)
         return flat.unflatten(0, images.shape[:2]), 0
     weight = weight.movedim(weight_dim, 0)
     flat = apply(
@@ -470,11 +461,10 @@ class _Solve(torch.autograd.Function):
         dy, dw = tangents[:2]
         corner, unit_diagonal, groups, transpose = ctx.options
         with _nested_forward_mode(ctx) as (x, weight):
-            dmx = None
+            total = dy
             if dw is not None:
                 dw = _linear_weight(dw, corner, unit_diagonal, groups)
-                dmx = _conv(x, dw, corner, False, groups, transpose)
-            total = _minus(dy, dmx)
+                total = _plus(dy, -_conv(x, dw, corner, False, groups, transpose))
             return None if total is None else _solve(total, weight, *ctx.options)
 
     @staticmethod
@@ -575,10 +565,9 @@ class _WeightGrad(torch.autograd.Function):
         kh, kw, corner, unit_diagonal, groups, per_sample = options
         batch = info.batch_size
         if per_sample:
-            flat = _weight_grad(
-                _into_batch(x, in_dims[0], batch), _into_batch(g, in_dims[1], batch), *options
-            )
-            return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
+            x, g = _mapped_first(x, in_dims[0], batch), _mapped_first(g, in_dims[1], batch)
+            flat = _weight_grad(x.flatten(0, 1), g.flatten(0, 1), *options)
+            return flat.unflatten(0, x.shape[:2]), 0
         x, g = _into_groups(x, in_dims[0], batch), _into_groups(g, in_dims[1], batch)
         flat = _weight_grad(
             x, g, kh, kw, _repeat_corner(corner, batch), unit_diagonal, groups * batch, False

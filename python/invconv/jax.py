@@ -276,13 +276,9 @@ def _batch_filter(primitive: Any, arrays: Any, axes: Any, **options: Any) -> tup
     if size == 0:  # of which no groups can be made
         return jnp.zeros((0, *shape), images.dtype), 0
     per_image = weight.ndim - (axes[1] is not None) == 5
-    if axes[1] is None and not per_image:
+    if per_image or axes[1] is None:
+        weight = _into_batch(weight, axes[1], size) if per_image else weight
         flat = primitive.bind(_into_batch(images, axes[0], size), weight, **options)
-        return flat.reshape(size, *shape), 0
-    if per_image:
-        flat = primitive.bind(
-            _into_batch(images, axes[0], size), _into_batch(weight, axes[1], size), **options
-        )
         return flat.reshape(size, *shape), 0
     flat = primitive.bind(
         _into_groups(images, axes[0], size),
