@@ -13,7 +13,9 @@ import numpy as np
 
 from invconv import _core
 
-CORNERS = ("tl", "tr", "bl", "br")
+# Where the pixel itself sits in the kernel: the corner opposite to the open one (row, column).
+ANCHORS = {"tl": (-1, -1), "tr": (-1, 0), "bl": (0, -1), "br": (0, 0)}
+CORNERS = tuple(ANCHORS)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 Corner = str | Iterable[str]

@@ -345,16 +345,16 @@ def _linear_weight(weight: Tensor, corner: str, unit_diagonal: bool, groups: int
 
 def _diagonal_index(weight: Tensor, corner: str, groups: int) -> tuple[Tensor, ...]:
     """Where a weight holds the diagonal of its anchor: o, c, u and v of its C entries."""
-    channels, inputs, kh, kw = weight.shape[-4:]
-    names = corner.split(",")
+    channels, inputs = weight.shape[-4:-2]
+    anchors = [_check.ANCHORS[name] for name in corner.split(",")]
     # Filled on the device: a copy from the host could not be captured in a graph.
-    size = channels if len(names) == 1 else inputs
+    size = channels if len(anchors) == 1 else inputs
 
     def fill(value: int) -> Tensor:
         return torch.full((size,), value, device=weight.device)
 
-    rows = [fill(kh - 1 if name[0] == "t" else 0) for name in names]
-    columns = [fill(kw - 1 if name[1] == "l" else 0) for name in names]
+    rows = [fill(row) for row, _ in anchors]
+    columns = [fill(column) for _, column in anchors]
     o = torch.arange(channels, device=weight.device)
     group = o // max(inputs, 1)
     return o, o - group * inputs, torch.cat(rows), torch.cat(columns)

@@ -158,13 +158,12 @@ _weight_grad_p = _primitive("weight_grad", _weight_shape)
 
 def _diagonal(shape: Sequence[int], corners: tuple[str, ...]) -> tuple[np.ndarray[Any, Any], ...]:
     """Where a weight (C, C/groups, kh, kw) holds its anchor's diagonal: o, c, u and v."""
-    channels, inputs, kh, kw = shape[-4:]
+    channels, inputs = shape[-4:-2]
     o = np.arange(channels)
     group = o // max(inputs, 1)
-    u = np.array([kh - 1 if corner[0] == "t" else 0 for corner in corners])
-    v = np.array([kw - 1 if corner[1] == "l" else 0 for corner in corners])
-    one = group * (len(corners) > 1)
-    return o, o - group * inputs, u[one], v[one]
+    anchors = np.array([_check.ANCHORS[corner] for corner in corners])
+    u, v = anchors[group * (len(corners) > 1)].T
+    return o, o - group * inputs, u, v
 
 
 def _linear(weight: Any, corners: tuple[str, ...], unit_diagonal: bool) -> Any:
