@@ -300,9 +300,7 @@ def _fake_weight_grad(
     groups: int,
     per_sample: bool = False,
 ) -> Tensor:
-    batch, channels = x.shape[:2]
-    shape = (channels, channels // groups, kh, kw)
-    return x.new_empty((batch, *shape) if per_sample else shape)
+    return x.new_empty(_check.weight_grad_shape(x.shape, (kh, kw), groups, per_sample))
 
 
 _Raw = Callable[..., Tensor]
@@ -656,12 +654,8 @@ def _filter(
     _check_device(function, "weight", weight, name, images)
     _check.image_axes(function, name, images.shape)
     _check.weight_axes(function, weight.shape, images.dim())
-    options = (
-        ",".join(_check.corners(function, corner)),
-        _check.boolean(function, "unit_diagonal", unit_diagonal),
-        _check.integer(function, "groups", groups),
-        _check.boolean(function, "transpose", transpose),
-    )
+    corners, *others = _check.filter_options(function, corner, unit_diagonal, groups, transpose)
+    options = (",".join(corners), *others)
     if out is not None:
         _write_filter(function, name, images, weight, out, *options)
         return out
@@ -727,16 +721,12 @@ def weight_grad(
     _check_device(function, "g", g, "x", x)
     _check.image_axes(function, "x", x.shape)
     _check.same_shape(function, "g", tuple(g.shape), "x", tuple(x.shape))
-    corner = ",".join(_check.corners(function, corner))
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.groups_of(function, groups, x.shape[-3])
-    kh, kw = _check.kernel_size(function, kernel_size)
-    if _check.boolean(function, "per_sample", per_sample):
-        _check.batch_of_images(function, "x", x.shape)
+    (kh, kw), corners, *others = _check.weight_grad_options(
+        function, x.shape, kernel_size, corner, unit_diagonal, groups, per_sample
+    )
     if x.dim() == 3:
         x, g = x.unsqueeze(0), g.unsqueeze(0)
-    options = (corner, unit_diagonal, groups, per_sample)
-    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, *options)
+    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, ",".join(corners), *others)
     return result
 
 
@@ -746,18 +736,13 @@ def logabsdet(
     """See :func:`invconv.logabsdet`. A composition of torch's own operators."""
     function = "logabsdet"
     _check_tensor(function, "weight", weight)
-    height, width = _check.image_size(function, size)
-    names = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.integer(function, "groups", groups)
+    height, width, names, unit_diagonal, groups = _check.weight_options(
+        function, weight.shape, size, corner, unit_diagonal, groups
+    )
     # In Python, since torch.compile cannot look into the core.
-    _check.weight_axes(function, weight.shape)
     _check.fitting_weight(function, tuple(weight.shape), 1, weight.shape[0], groups)
     _check.fitting_corners(function, names, groups)
-    if height < 0 or width < 0:
-        raise ValueError(
-            f"[{function}] expected size = (H, W) without negative sizes, but got {(height, width)}"
-        )
+    _check.fitting_size(function, height, width)
     if unit_diagonal or height * width == 0:
         # A sum of nothing: connected to the weight, with a gradient of exactly 0.
         return weight[:0].sum()
@@ -775,12 +760,8 @@ def growth(
     _check_tensor(function, "weight", weight)
     if not has_values(weight):
         raise TypeError(f"[{function}] expected weight with values, but got a meta or fake tensor")
-    _check.weight_axes(function, weight.shape)
-    height, width = _check.image_size(function, size)
-    names = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.integer(function, "groups", groups)
+    options = _check.weight_options(function, weight.shape, size, corner, unit_diagonal, groups)
     weight = weight.detach().cpu().resolve_neg()
-    norm = _core.growth(_memory(weight), height, width, names, unit_diagonal, groups)
+    norm = _core.growth(_memory(weight), *options)
     assert norm is not None  # it has been checked
     return norm

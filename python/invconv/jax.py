@@ -147,8 +147,7 @@ def _weight_shape(
     per_sample: bool,
     **_: Any,
 ) -> tuple[int, ...]:
-    batch, channels = x[:2]
-    return ((batch,) if per_sample else ()) + (channels, channels // groups, *kernel_size)
+    return _check.weight_grad_shape(x, kernel_size, groups, per_sample)
 
 
 _solve_p = _primitive("solve", lambda y, weight, **_: y)
@@ -406,16 +405,20 @@ def _filter(
     _check.image_axes(function, name, images.shape)
     _check.weight_axes(function, weight.shape, images.ndim)
     batched = images if images.ndim == 4 else images[None]
-    options: _Options = {
-        "corners": _check.corners(function, corner),
-        "unit_diagonal": _check.boolean(function, "unit_diagonal", unit_diagonal),
-        "groups": _check.integer(function, "groups", groups),
-        "transpose": _check.boolean(function, "transpose", transpose),
-    }
+    corners, unit_diagonal, groups, transpose = _check.filter_options(
+        function, corner, unit_diagonal, groups, transpose
+    )
     batch, channels = batched.shape[:2]
-    _check.fitting_weight(function, weight.shape, batch, channels, options["groups"])
-    _check.fitting_corners(function, options["corners"], options["groups"])
-    result: Array = (_solve_p if function == "solve" else _conv_p).bind(batched, weight, **options)
+    _check.fitting_weight(function, weight.shape, batch, channels, groups)
+    _check.fitting_corners(function, corners, groups)
+    result: Array = (_solve_p if function == "solve" else _conv_p).bind(
+        batched,
+        weight,
+        corners=corners,
+        unit_diagonal=unit_diagonal,
+        groups=groups,
+        transpose=transpose,
+    )
     return result if images.ndim == 4 else result[0]
 
 
@@ -458,20 +461,21 @@ def weight_grad(
     _check.same_dtype(function, "x", str(x.dtype), "g", str(g.dtype))
     _check.image_axes(function, "x", x.shape)
     _check.same_shape(function, "g", g.shape, "x", x.shape)
-    per_sample = _check.boolean(function, "per_sample", per_sample)
-    if per_sample:
-        _check.batch_of_images(function, "x", x.shape)
+    taps, corners, unit_diagonal, groups, per_sample = _check.weight_grad_options(
+        function, x.shape, kernel_size, corner, unit_diagonal, groups, per_sample
+    )
+    _check.fitting_corners(function, corners, groups)
     if x.ndim == 3:
         x, g = x[None], g[None]
-    options: _Options = {
-        "kernel_size": _check.kernel_size(function, kernel_size),
-        "corners": _check.corners(function, corner),
-        "unit_diagonal": _check.boolean(function, "unit_diagonal", unit_diagonal),
-        "groups": _check.groups_of(function, groups, x.shape[1]),
-        "per_sample": per_sample,
-    }
-    _check.fitting_corners(function, options["corners"], options["groups"])
-    result: Array = _weight_grad_p.bind(x, g, **options)
+    result: Array = _weight_grad_p.bind(
+        x,
+        g,
+        kernel_size=taps,
+        corners=corners,
+        unit_diagonal=unit_diagonal,
+        groups=groups,
+        per_sample=per_sample,
+    )
     return result
 
 
@@ -504,17 +508,12 @@ def logabsdet(
     """
     function = "logabsdet"
     weight = _array(function, "weight", weight)
-    _check.weight_axes(function, weight.shape)
-    height, width = _check.image_size(function, size)
-    corners = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.integer(function, "groups", groups)
+    height, width, corners, unit_diagonal, groups = _check.weight_options(
+        function, weight.shape, size, corner, unit_diagonal, groups
+    )
     _check.fitting_weight(function, weight.shape, 1, weight.shape[0], groups)
     _check.fitting_corners(function, corners, groups)
-    if height < 0 or width < 0:
-        raise ValueError(
-            f"[{function}] expected size = (H, W) without negative sizes, but got {(height, width)}"
-        )
+    _check.fitting_size(function, height, width)
     if unit_diagonal or height * width == 0:
         return jnp.zeros((), weight.dtype)
     # The half types are for storage alone.
