@@ -57,18 +57,16 @@ def arrays(seed: int = 0, corner: Any = "tl") -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(rng.standard_normal(SHAPE)), jnp.asarray(weight)
 
 
-def conv_by_lax(x: jax.Array, weight: jax.Array, **options: Any) -> jax.Array:
-    """The convolution in jax's own operations."""
-    return _conv_by_lax(
-        x,
-        weight,
-        **{"groups": 1, "corner": "tl", "unit_diagonal": True, "transpose": False, **options},
-    )
-
-
-def _conv_by_lax(
-    x: Any, weight: Any, *, groups: int, corner: Any, unit_diagonal: bool, transpose: bool
+def conv_by_lax(
+    x: Any,
+    weight: Any,
+    *,
+    groups: int = 1,
+    corner: Any = "tl",
+    unit_diagonal: bool = True,
+    transpose: bool = False,
 ) -> Any:
+    """The convolution in jax's own operations."""
     channels, _, kh, kw = weight.shape
     names = reference.corner_of_each_group(corner, groups)
     read = reference.is_read(corner, unit_diagonal, groups, weight.shape)
