@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.export
 import jax.numpy as jnp
 import numpy as np
@@ -37,14 +36,7 @@ every_case = pytest.mark.parametrize(
     "options", CASES, ids=lambda case: "-".join(map(str, case.values()))
 )
 
-# Until 0.8 it had this place.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    with enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def arrays(seed: int = 0, corner: Any = "tl") -> tuple[jax.Array, jax.Array]:
