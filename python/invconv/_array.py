@@ -179,16 +179,10 @@ def weight_grad(
     _check.image_axes(function, "x", x_.shape)
     _check.same_shape(function, "g", g_.shape, "x", x_.shape)
     _check.same_dtype(function, "x", _dtype_name(x_), "g", _dtype_name(g_))
-    channels = x_.shape[-3]
-    groups = _check.groups_of(function, groups, channels)
-    shape: tuple[int, ...] = (channels, channels // groups)
-    shape += _check.kernel_size(function, kernel_size)
-    if _check.boolean(function, "per_sample", per_sample):
-        _check.batch_of_images(function, "x", x_.shape)
-        shape = (len(x_), *shape)
-    dw = np.empty(shape, x_.dtype)
-    corners = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
+    taps, corners, unit_diagonal, groups, per_sample = _check.weight_grad_options(
+        function, x_.shape, kernel_size, corner, unit_diagonal, groups, per_sample
+    )
+    dw = np.empty(_check.weight_grad_shape(x_.shape, taps, groups, per_sample), x_.dtype)
     must(function, _core.weight_grad(x_, g_, dw, corners, unit_diagonal, groups))
     gradient: Array = _like(x, dw)
     return gradient
@@ -311,15 +305,11 @@ def _filter(
         return torch_layer.filter(function, name, images, weight, out, options)
     elif (device_layer := _device_layer(images, weight)) is not None:
         return device_layer.filter(function, name, images, weight, out, options)
-    corner, unit_diagonal, groups, transpose = options
     images_, weight_ = _numpy(function, name, images), _numpy(function, "weight", weight)
     _check.image_axes(function, name, images_.shape)
     _check.same_dtype(function, name, _dtype_name(images_), "weight", _dtype_name(weight_))
     _check.weight_axes(function, weight_.shape, images_.ndim)
-    corners = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.integer(function, "groups", groups)
-    transpose = _check.boolean(function, "transpose", transpose)
+    checked = _check.filter_options(function, *options)
     if out is None:
         result = target = np.empty(images_.shape, images_.dtype)
     else:
@@ -327,7 +317,7 @@ def _filter(
         # Written into memory of its own where that is not simply the input's, in place.
         overlaps = np.may_share_memory(result, images_) and not _is_same_view(result, images_)
         target = np.empty(images_.shape, images_.dtype) if overlaps else result
-    must(function, run(images_, weight_, target, corners, unit_diagonal, groups, transpose))
+    must(function, run(images_, weight_, target, *checked))
     if out is None:
         return _like(images, result)
     if target is not result:
@@ -341,12 +331,9 @@ def _weight_arguments(
     if (device_layer := _device_layer(weight)) is not None:
         weight = device_layer.to_host(function, weight)
     weight_ = _numpy(function, "weight", weight)
-    _check.weight_axes(function, weight_.shape)
-    height, width = _check.image_size(function, size)
-    corners = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.integer(function, "groups", groups)
-    return weight_, height, width, corners, unit_diagonal, groups
+    shape = weight_.shape
+    options = _check.weight_options(function, shape, size, corner, unit_diagonal, groups)
+    return weight_, *options
 
 
 def must(function: str, result: Result | Literal[False] | None) -> Result:

@@ -13,7 +13,9 @@ import numpy as np
 
 from invconv import _core
 
-CORNERS = ("tl", "tr", "bl", "br")
+# Where the pixel itself sits in the kernel: the corner opposite to the open one (row, column).
+ANCHORS = {"tl": (-1, -1), "tr": (-1, 0), "bl": (0, -1), "br": (0, 0)}
+CORNERS = tuple(ANCHORS)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 Corner = str | Iterable[str]
@@ -212,6 +214,72 @@ def fitting_corners(function: str, names: tuple[str, ...], number: int) -> None:
             f"[{function}] expected one corner, or one for each of the groups = {number}, "
             f"but got {len(names)}"
         )
+
+
+def fitting_size(function: str, height: int, width: int) -> None:
+    """Check H and W, where the core is not called."""
+    if height < 0 or width < 0:
+        raise ValueError(
+            f"[{function}] expected size = (H, W) without negative sizes, but got {(height, width)}"
+        )
+
+
+def filter_options(
+    function: str, corner: Corner, unit_diagonal: Any, groups: Any, transpose: Any
+) -> tuple[tuple[str, ...], bool, int, bool]:
+    """Return the options of solve and conv."""
+    return (
+        corners(function, corner),
+        boolean(function, "unit_diagonal", unit_diagonal),
+        integer(function, "groups", groups),
+        boolean(function, "transpose", transpose),
+    )
+
+
+def weight_options(
+    function: str,
+    shape: tuple[int, ...],
+    size: Any,
+    corner: Corner,
+    unit_diagonal: Any,
+    groups: Any,
+) -> tuple[int, int, tuple[str, ...], bool, int]:
+    """Check a weight's axes; return H, W and the options of logabsdet and growth."""
+    weight_axes(function, shape)
+    return (
+        *image_size(function, size),
+        corners(function, corner),
+        boolean(function, "unit_diagonal", unit_diagonal),
+        integer(function, "groups", groups),
+    )
+
+
+def weight_grad_options(
+    function: str,
+    images: tuple[int, ...],
+    kernel: Any,
+    corner: Corner,
+    unit_diagonal: Any,
+    groups: Any,
+    per_sample: Any,
+) -> tuple[tuple[int, int], tuple[str, ...], bool, int, bool]:
+    """Return kh and kw, and the options of weight_grad, for images of this shape."""
+    groups = groups_of(function, groups, images[-3])
+    taps = kernel_size(function, kernel)
+    per_sample = boolean(function, "per_sample", per_sample)
+    if per_sample:
+        batch_of_images(function, "x", images)
+    names = corners(function, corner)
+    return taps, names, boolean(function, "unit_diagonal", unit_diagonal), groups, per_sample
+
+
+def weight_grad_shape(
+    images: tuple[int, ...], taps: tuple[int, int], groups: int, per_sample: bool
+) -> tuple[int, ...]:
+    """Return the shape of weight_grad's result."""
+    channels = images[-3]
+    shape = (channels, channels // groups, *taps)
+    return (images[0], *shape) if per_sample else shape
 
 
 def same_shape(

@@ -159,19 +159,13 @@ def filter(
     options: tuple[Corner, bool, int, bool],
 ) -> Any:
     """See :func:`invconv.solve` and :func:`invconv.conv`."""
-    corner, unit_diagonal, groups, transpose = options
     arrays = {name: images, "weight": weight} | ({} if out is None else {"out": out})
     with _call(function, arrays) as caller:
         images_, weight_ = caller.export_images(name, images), caller.export("weight", weight)
         _check.dtype(function, "weight", weight_.dtype)
         _check.same_dtype(function, name, images_.dtype, "weight", weight_.dtype)
         _check.weight_axes(function, weight_.shape, len(images_.shape))
-        checked = (
-            _check.corners(function, corner),
-            _check.boolean(function, "unit_diagonal", unit_diagonal),
-            _check.integer(function, "groups", groups),
-            _check.boolean(function, "transpose", transpose),
-        )
+        checked = _check.filter_options(function, *options)
         batch, channels, *_ = images_.images
         _check.fitting_weight(function, weight_.shape, batch, channels, checked[2])
         if out is None:
@@ -221,15 +215,10 @@ def weight_grad(
         x_, g_ = caller.export_images("x", x), caller.export("g", g)
         _check.same_shape(function, "g", g_.shape, "x", x_.shape)
         _check.same_dtype(function, "x", x_.dtype, "g", g_.dtype)
-        channels = x_.shape[-3]
-        groups = _check.groups_of(function, groups, channels)
-        shape: tuple[int, ...] = (channels, channels // groups)
-        shape += _check.kernel_size(function, kernel_size)
-        if _check.boolean(function, "per_sample", per_sample):
-            _check.batch_of_images(function, "x", x_.shape)
-            shape = (x_.shape[0], *shape)
-        corners = _check.corners(function, corner)
-        unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
+        taps, corners, unit_diagonal, groups, per_sample = _check.weight_grad_options(
+            function, x_.shape, kernel_size, corner, unit_diagonal, groups, per_sample
+        )
+        shape = _check.weight_grad_shape(x_.shape, taps, groups, per_sample)
         dw = caller.empty(shape, x.dtype)
         target = caller.export("the result", dw)
         done = caller.run((x_, g_, target), shape, corners, unit_diagonal, groups)

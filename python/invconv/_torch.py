@@ -300,9 +300,7 @@ def _fake_weight_grad(
     groups: int,
     per_sample: bool = False,
 ) -> Tensor:
-    batch, channels = x.shape[:2]
-    shape = (channels, channels // groups, kh, kw)
-    return x.new_empty((batch, *shape) if per_sample else shape)
+    return x.new_empty(_check.weight_grad_shape(x.shape, (kh, kw), groups, per_sample))
 
 
 _Raw = Callable[..., Tensor]
@@ -345,25 +343,19 @@ def _linear_weight(weight: Tensor, corner: str, unit_diagonal: bool, groups: int
 
 def _diagonal_index(weight: Tensor, corner: str, groups: int) -> tuple[Tensor, ...]:
     """Where a weight holds the diagonal of its anchor: o, c, u and v of its C entries."""
-    channels, inputs, kh, kw = weight.shape[-4:]
-    names = corner.split(",")
+    channels, inputs = weight.shape[-4:-2]
+    anchors = [_check.ANCHORS[name] for name in corner.split(",")]
     # Filled on the device: a copy from the host could not be captured in a graph.
-    size = channels if len(names) == 1 else inputs
+    size = channels if len(anchors) == 1 else inputs
 
     def fill(value: int) -> Tensor:
         return torch.full((size,), value, device=weight.device)
 
-    rows = [fill(kh - 1 if name[0] == "t" else 0) for name in names]
-    columns = [fill(kw - 1 if name[1] == "l" else 0) for name in names]
+    rows = [fill(row) for row, _ in anchors]
+    columns = [fill(column) for _, column in anchors]
     o = torch.arange(channels, device=weight.device)
     group = o // max(inputs, 1)
     return o, o - group * inputs, torch.cat(rows), torch.cat(columns)
-
-
-def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if b is None:
-        return a
-    return -b if a is None else a - b
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -379,10 +371,9 @@ def _into_groups(images: Tensor, dim: int | None, batch: int) -> Tensor:
     return images.movedim(dim, 1).flatten(1, 2)
 
 
-def _into_batch(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
-    """A tensor of shape (batch * B, ...) from (B, ...) with a mapped axis, or without one."""
-    mapped = tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return mapped.flatten(0, 1)
+def _mapped_first(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
+    """A tensor of shape (batch, B, ...) from (B, ...) with a mapped axis, or without one."""
+    return tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 def _repeat_corner(corner: str, times: int) -> str:
@@ -398,14 +389,12 @@ def _vmap_filter(
     """
     images_dim, weight_dim = in_dims[:2]
     corner, unit_diagonal, groups, transpose = options
-    if weight.dim() - (weight_dim is not None) == 5:
-        flat = apply(
-            _into_batch(images, images_dim, batch), _into_batch(weight, weight_dim, batch), *options
-        )
-        return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
-    if weight_dim is None:
-        images = images.movedim(images_dim, 0)
-        flat = apply(images.flatten(0, 1), weight, corner, unit_diagonal, groups, transpose)
+    per_image = weight.dim() - (weight_dim is not None) == 5
+    if per_image or weight_dim is None:
+        images = _mapped_first(images, images_dim, batch)
+        if per_image:
+            weight = _mapped_first(weight, weight_dim, batch).flatten(0, 1)
+        flat = apply(images.flatten(0, 1), weight, *options)
         return flat.unflatten(0, images.shape[:2]), 0
     weight = weight.movedim(weight_dim, 0)
     flat = apply(
@@ -470,11 +459,10 @@ class _Solve(torch.autograd.Function):
         dy, dw = tangents[:2]
         corner, unit_diagonal, groups, transpose = ctx.options
         with _nested_forward_mode(ctx) as (x, weight):
-            dmx = None
+            total = dy
             if dw is not None:
                 dw = _linear_weight(dw, corner, unit_diagonal, groups)
-                dmx = _conv(x, dw, corner, False, groups, transpose)
-            total = _minus(dy, dmx)
+                total = _plus(dy, -_conv(x, dw, corner, False, groups, transpose))
             return None if total is None else _solve(total, weight, *ctx.options)
 
     @staticmethod
@@ -575,10 +563,9 @@ class _WeightGrad(torch.autograd.Function):
         kh, kw, corner, unit_diagonal, groups, per_sample = options
         batch = info.batch_size
         if per_sample:
-            flat = _weight_grad(
-                _into_batch(x, in_dims[0], batch), _into_batch(g, in_dims[1], batch), *options
-            )
-            return flat.unflatten(0, (batch, flat.shape[0] // batch)), 0
+            x, g = _mapped_first(x, in_dims[0], batch), _mapped_first(g, in_dims[1], batch)
+            flat = _weight_grad(x.flatten(0, 1), g.flatten(0, 1), *options)
+            return flat.unflatten(0, x.shape[:2]), 0
         x, g = _into_groups(x, in_dims[0], batch), _into_groups(g, in_dims[1], batch)
         flat = _weight_grad(
             x, g, kh, kw, _repeat_corner(corner, batch), unit_diagonal, groups * batch, False
@@ -667,12 +654,8 @@ def _filter(
     _check_device(function, "weight", weight, name, images)
     _check.image_axes(function, name, images.shape)
     _check.weight_axes(function, weight.shape, images.dim())
-    options = (
-        ",".join(_check.corners(function, corner)),
-        _check.boolean(function, "unit_diagonal", unit_diagonal),
-        _check.integer(function, "groups", groups),
-        _check.boolean(function, "transpose", transpose),
-    )
+    corners, *others = _check.filter_options(function, corner, unit_diagonal, groups, transpose)
+    options = (",".join(corners), *others)
     if out is not None:
         _write_filter(function, name, images, weight, out, *options)
         return out
@@ -738,16 +721,12 @@ def weight_grad(
     _check_device(function, "g", g, "x", x)
     _check.image_axes(function, "x", x.shape)
     _check.same_shape(function, "g", tuple(g.shape), "x", tuple(x.shape))
-    corner = ",".join(_check.corners(function, corner))
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.groups_of(function, groups, x.shape[-3])
-    kh, kw = _check.kernel_size(function, kernel_size)
-    if _check.boolean(function, "per_sample", per_sample):
-        _check.batch_of_images(function, "x", x.shape)
+    (kh, kw), corners, *others = _check.weight_grad_options(
+        function, x.shape, kernel_size, corner, unit_diagonal, groups, per_sample
+    )
     if x.dim() == 3:
         x, g = x.unsqueeze(0), g.unsqueeze(0)
-    options = (corner, unit_diagonal, groups, per_sample)
-    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, *options)
+    result: Tensor = _weight_grad(*_autocast(x, g), kh, kw, ",".join(corners), *others)
     return result
 
 
@@ -757,18 +736,13 @@ def logabsdet(
     """See :func:`invconv.logabsdet`. A composition of torch's own operators."""
     function = "logabsdet"
     _check_tensor(function, "weight", weight)
-    height, width = _check.image_size(function, size)
-    names = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.integer(function, "groups", groups)
+    height, width, names, unit_diagonal, groups = _check.weight_options(
+        function, weight.shape, size, corner, unit_diagonal, groups
+    )
     # In Python, since torch.compile cannot look into the core.
-    _check.weight_axes(function, weight.shape)
     _check.fitting_weight(function, tuple(weight.shape), 1, weight.shape[0], groups)
     _check.fitting_corners(function, names, groups)
-    if height < 0 or width < 0:
-        raise ValueError(
-            f"[{function}] expected size = (H, W) without negative sizes, but got {(height, width)}"
-        )
+    _check.fitting_size(function, height, width)
     if unit_diagonal or height * width == 0:
         # A sum of nothing: connected to the weight, with a gradient of exactly 0.
         return weight[:0].sum()
@@ -786,12 +760,8 @@ def growth(
     _check_tensor(function, "weight", weight)
     if not has_values(weight):
         raise TypeError(f"[{function}] expected weight with values, but got a meta or fake tensor")
-    _check.weight_axes(function, weight.shape)
-    height, width = _check.image_size(function, size)
-    names = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.integer(function, "groups", groups)
+    options = _check.weight_options(function, weight.shape, size, corner, unit_diagonal, groups)
     weight = weight.detach().cpu().resolve_neg()
-    norm = _core.growth(_memory(weight), height, width, names, unit_diagonal, groups)
+    norm = _core.growth(_memory(weight), *options)
     assert norm is not None  # it has been checked
     return norm

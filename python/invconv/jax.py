@@ -147,8 +147,7 @@ def _weight_shape(
     per_sample: bool,
     **_: Any,
 ) -> tuple[int, ...]:
-    batch, channels = x[:2]
-    return ((batch,) if per_sample else ()) + (channels, channels // groups, *kernel_size)
+    return _check.weight_grad_shape(x, kernel_size, groups, per_sample)
 
 
 _solve_p = _primitive("solve", lambda y, weight, **_: y)
@@ -158,13 +157,12 @@ _weight_grad_p = _primitive("weight_grad", _weight_shape)
 
 def _diagonal(shape: Sequence[int], corners: tuple[str, ...]) -> tuple[np.ndarray[Any, Any], ...]:
     """Where a weight (C, C/groups, kh, kw) holds its anchor's diagonal: o, c, u and v."""
-    channels, inputs, kh, kw = shape[-4:]
+    channels, inputs = shape[-4:-2]
     o = np.arange(channels)
     group = o // max(inputs, 1)
-    u = np.array([kh - 1 if corner[0] == "t" else 0 for corner in corners])
-    v = np.array([kw - 1 if corner[1] == "l" else 0 for corner in corners])
-    one = group * (len(corners) > 1)
-    return o, o - group * inputs, u[one], v[one]
+    anchors = np.array([_check.ANCHORS[corner] for corner in corners])
+    u, v = anchors[group * (len(corners) > 1)].T
+    return o, o - group * inputs, u, v
 
 
 def _linear(weight: Any, corners: tuple[str, ...], unit_diagonal: bool) -> Any:
@@ -183,14 +181,6 @@ def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, ad.Zero)
 
 
-def _zero(like: Any) -> ad.Zero:
-    return ad.Zero(like.aval.to_tangent_aval())
-
-
-def _sum(first: Any, second: Any) -> Any:
-    return second if first is None else first if second is None else first + second
-
-
 def _tangent_of_weight(
     x: Any, dw: Any, *, corners: Any, unit_diagonal: bool, **options: Any
 ) -> Any:
@@ -200,36 +190,12 @@ def _tangent_of_weight(
 
 
 def _solve_jvp(primals: Any, tangents: Any, **options: Any) -> tuple[Any, Any]:
-    (y, weight), (dy, dw) = primals, tangents
+    """Of both tangents, with one solve."""
+    (y, weight), (total, dw) = primals, tangents
     x = _solve_p.bind(y, weight, **options)
-    if _is_zero(dy) and _is_zero(dw):
-        return x, _zero(x)
-    total = None if _is_zero(dy) else dy
     if not _is_zero(dw):
-        total = _sum(total, -_tangent_of_weight(x, dw, **options))
-    return x, _solve_p.bind(total, weight, **options)
-
-
-def _conv_jvp(primals: Any, tangents: Any, **options: Any) -> tuple[Any, Any]:
-    (x, weight), (dx, dw) = primals, tangents
-    y = _conv_p.bind(x, weight, **options)
-    if _is_zero(dx) and _is_zero(dw):
-        return y, _zero(y)
-    total = None if _is_zero(dx) else _conv_p.bind(dx, weight, **options)
-    if not _is_zero(dw):
-        total = _sum(total, _tangent_of_weight(x, dw, **options))
-    return y, total
-
-
-def _weight_grad_jvp(primals: Any, tangents: Any, **options: Any) -> tuple[Any, Any]:
-    (x, g), (dx, dg) = primals, tangents
-    dw = _weight_grad_p.bind(x, g, **options)
-    if _is_zero(dx) and _is_zero(dg):
-        return dw, _zero(dw)
-    total = None if _is_zero(dx) else _weight_grad_p.bind(dx, g, **options)
-    if not _is_zero(dg):
-        total = _sum(total, _weight_grad_p.bind(x, dg, **options))
-    return dw, total
+        total = ad.add_tangents(total, -_tangent_of_weight(x, dw, **options))
+    return x, total if _is_zero(total) else _solve_p.bind(total, weight, **options)
 
 
 def _solve_transpose(g: Any, y: Any, weight: Any, *, transpose: bool, **options: Any) -> Any:
@@ -257,25 +223,10 @@ def _conv_transpose(g: Any, x: Any, weight: Any, *, transpose: bool, **options: 
 
 
 def _weight_grad_transpose(
-    dw: Any,
-    x: Any,
-    g: Any,
-    *,
-    kernel_size: tuple[int, int],
-    per_sample: bool,
-    corners: tuple[str, ...],
-    unit_diagonal: bool,
-    groups: int,
+    images: Any, dw: Any, transpose: bool, *, kernel_size: Any, per_sample: bool, **options: Any
 ) -> Any:
     """<dw, weight_grad(x, g)> = <g, D x> with D the convolution whose weight is dw."""
-    of_x = isinstance(x, ad.UndefinedPrimal)
-    if _is_zero(dw):
-        return (ad.Zero(x.aval), None) if of_x else (None, ad.Zero(g.aval))
-    dw = _linear(dw, corners, unit_diagonal)
-    options = {"corners": corners, "unit_diagonal": False, "groups": groups}
-    if of_x:
-        return _conv_p.bind(g, dw, transpose=True, **options), None
-    return None, _conv_p.bind(x, dw, transpose=False, **options)
+    return _tangent_of_weight(images, dw, transpose=transpose, **options)
 
 
 def _into_batch(array: Any, axis: int | None, size: int) -> Any:
@@ -323,13 +274,9 @@ def _batch_filter(primitive: Any, arrays: Any, axes: Any, **options: Any) -> tup
     if size == 0:  # of which no groups can be made
         return jnp.zeros((0, *shape), images.dtype), 0
     per_image = weight.ndim - (axes[1] is not None) == 5
-    if axes[1] is None and not per_image:
+    if per_image or axes[1] is None:
+        weight = _into_batch(weight, axes[1], size) if per_image else weight
         flat = primitive.bind(_into_batch(images, axes[0], size), weight, **options)
-        return flat.reshape(size, *shape), 0
-    if per_image:
-        flat = primitive.bind(
-            _into_batch(images, axes[0], size), _into_batch(weight, axes[1], size), **options
-        )
         return flat.reshape(size, *shape), 0
     flat = primitive.bind(
         _into_groups(images, axes[0], size),
@@ -356,11 +303,18 @@ def _batch_weight_grad(
 
 
 ad.primitive_jvps[_solve_p] = _solve_jvp
-ad.primitive_jvps[_conv_p] = _conv_jvp
-ad.primitive_jvps[_weight_grad_p] = _weight_grad_jvp
+ad.defjvp(
+    _conv_p,
+    lambda dx, x, weight, **options: _conv_p.bind(dx, weight, **options),
+    lambda dw, x, weight, **options: _tangent_of_weight(x, dw, **options),
+)
 ad.primitive_transposes[_solve_p] = _solve_transpose
 ad.primitive_transposes[_conv_p] = _conv_transpose
-ad.primitive_transposes[_weight_grad_p] = _weight_grad_transpose
+ad.defbilinear(
+    _weight_grad_p,
+    lambda dw, x, g, **options: _weight_grad_transpose(g, dw, True, **options),
+    lambda dw, x, g, **options: _weight_grad_transpose(x, dw, False, **options),
+)
 batching.primitive_batchers[_solve_p] = functools.partial(_batch_filter, _solve_p)
 batching.primitive_batchers[_conv_p] = functools.partial(_batch_filter, _conv_p)
 batching.primitive_batchers[_weight_grad_p] = _batch_weight_grad
@@ -451,16 +405,20 @@ def _filter(
     _check.image_axes(function, name, images.shape)
     _check.weight_axes(function, weight.shape, images.ndim)
     batched = images if images.ndim == 4 else images[None]
-    options: _Options = {
-        "corners": _check.corners(function, corner),
-        "unit_diagonal": _check.boolean(function, "unit_diagonal", unit_diagonal),
-        "groups": _check.integer(function, "groups", groups),
-        "transpose": _check.boolean(function, "transpose", transpose),
-    }
+    corners, unit_diagonal, groups, transpose = _check.filter_options(
+        function, corner, unit_diagonal, groups, transpose
+    )
     batch, channels = batched.shape[:2]
-    _check.fitting_weight(function, weight.shape, batch, channels, options["groups"])
-    _check.fitting_corners(function, options["corners"], options["groups"])
-    result: Array = (_solve_p if function == "solve" else _conv_p).bind(batched, weight, **options)
+    _check.fitting_weight(function, weight.shape, batch, channels, groups)
+    _check.fitting_corners(function, corners, groups)
+    result: Array = (_solve_p if function == "solve" else _conv_p).bind(
+        batched,
+        weight,
+        corners=corners,
+        unit_diagonal=unit_diagonal,
+        groups=groups,
+        transpose=transpose,
+    )
     return result if images.ndim == 4 else result[0]
 
 
@@ -503,20 +461,21 @@ def weight_grad(
     _check.same_dtype(function, "x", str(x.dtype), "g", str(g.dtype))
     _check.image_axes(function, "x", x.shape)
     _check.same_shape(function, "g", g.shape, "x", x.shape)
-    per_sample = _check.boolean(function, "per_sample", per_sample)
-    if per_sample:
-        _check.batch_of_images(function, "x", x.shape)
+    taps, corners, unit_diagonal, groups, per_sample = _check.weight_grad_options(
+        function, x.shape, kernel_size, corner, unit_diagonal, groups, per_sample
+    )
+    _check.fitting_corners(function, corners, groups)
     if x.ndim == 3:
         x, g = x[None], g[None]
-    options: _Options = {
-        "kernel_size": _check.kernel_size(function, kernel_size),
-        "corners": _check.corners(function, corner),
-        "unit_diagonal": _check.boolean(function, "unit_diagonal", unit_diagonal),
-        "groups": _check.groups_of(function, groups, x.shape[1]),
-        "per_sample": per_sample,
-    }
-    _check.fitting_corners(function, options["corners"], options["groups"])
-    result: Array = _weight_grad_p.bind(x, g, **options)
+    result: Array = _weight_grad_p.bind(
+        x,
+        g,
+        kernel_size=taps,
+        corners=corners,
+        unit_diagonal=unit_diagonal,
+        groups=groups,
+        per_sample=per_sample,
+    )
     return result
 
 
@@ -549,17 +508,12 @@ def logabsdet(
     """
     function = "logabsdet"
     weight = _array(function, "weight", weight)
-    _check.weight_axes(function, weight.shape)
-    height, width = _check.image_size(function, size)
-    corners = _check.corners(function, corner)
-    unit_diagonal = _check.boolean(function, "unit_diagonal", unit_diagonal)
-    groups = _check.integer(function, "groups", groups)
+    height, width, corners, unit_diagonal, groups = _check.weight_options(
+        function, weight.shape, size, corner, unit_diagonal, groups
+    )
     _check.fitting_weight(function, weight.shape, 1, weight.shape[0], groups)
     _check.fitting_corners(function, corners, groups)
-    if height < 0 or width < 0:
-        raise ValueError(
-            f"[{function}] expected size = (H, W) without negative sizes, but got {(height, width)}"
-        )
+    _check.fitting_size(function, height, width)
     if unit_diagonal or height * width == 0:
         return jnp.zeros((), weight.dtype)
     # The half types are for storage alone.

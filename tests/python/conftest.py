@@ -19,3 +19,15 @@ def keep_threads() -> Iterator[None]:
     before = invconv.get_num_threads()
     yield
     invconv.set_num_threads(before)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Let jax have float64."""
+    import jax  # here, since most tests do without it
+    import jax.experimental
+
+    # Until 0.8 it had this place.
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with enable_x64(True):
+        yield

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.export
 import jax.numpy as jnp
 import numpy as np
@@ -37,14 +36,7 @@ every_case = pytest.mark.parametrize(
     "options", CASES, ids=lambda case: "-".join(map(str, case.values()))
 )
 
-# Until 0.8 it had this place.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    with enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def arrays(seed: int = 0, corner: Any = "tl") -> tuple[jax.Array, jax.Array]:
@@ -57,18 +49,16 @@ def arrays(seed: int = 0, corner: Any = "tl") -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(rng.standard_normal(SHAPE)), jnp.asarray(weight)
 
 
-def conv_by_lax(x: jax.Array, weight: jax.Array, **options: Any) -> jax.Array:
-    """The convolution in jax's own operations."""
-    return _conv_by_lax(
-        x,
-        weight,
-        **{"groups": 1, "corner": "tl", "unit_diagonal": True, "transpose": False, **options},
-    )
-
-
-def _conv_by_lax(
-    x: Any, weight: Any, *, groups: int, corner: Any, unit_diagonal: bool, transpose: bool
+def conv_by_lax(
+    x: Any,
+    weight: Any,
+    *,
+    groups: int = 1,
+    corner: Any = "tl",
+    unit_diagonal: bool = True,
+    transpose: bool = False,
 ) -> Any:
+    """The convolution in jax's own operations."""
     channels, _, kh, kw = weight.shape
     names = reference.corner_of_each_group(corner, groups)
     read = reference.is_read(corner, unit_diagonal, groups, weight.shape)

@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import invconv
-
-# Until 0.8 it had this place.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 rng = np.random.default_rng(0)
 Y = rng.standard_normal((3, 4, 6, 5)).astype(np.float32)
@@ -22,24 +18,23 @@ OPTIONS: dict[str, Any] = {"groups": 2, "corner": ("br", "tl")}
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_the_bits_of_numpy(dtype: type) -> None:
-    with enable_x64(True):
-        y, weight = jnp.asarray(Y.astype(dtype)), jnp.asarray(WEIGHT.astype(dtype))
-        assert y.dtype == dtype
-        results = {
-            "solve": invconv.solve(y, weight, **OPTIONS),
-            "conv": invconv.conv(y, weight, transpose=True, **OPTIONS),
-            "weight_grad": invconv.weight_grad(y, y, 3, per_sample=True, **OPTIONS),
-        }
-        y_, weight_ = np.asarray(y), np.asarray(weight)
-        expected = {
-            "solve": invconv.solve(y_, weight_, **OPTIONS),
-            "conv": invconv.conv(y_, weight_, transpose=True, **OPTIONS),
-            "weight_grad": invconv.weight_grad(y_, y_, 3, per_sample=True, **OPTIONS),
-        }
-        for name, result in results.items():
-            assert isinstance(result, jax.Array) and result.dtype == dtype, name
-            np.testing.assert_array_equal(np.asarray(result), expected[name])
+def test_the_bits_of_numpy(dtype: type, double: None) -> None:
+    y, weight = jnp.asarray(Y.astype(dtype)), jnp.asarray(WEIGHT.astype(dtype))
+    assert y.dtype == dtype
+    results = {
+        "solve": invconv.solve(y, weight, **OPTIONS),
+        "conv": invconv.conv(y, weight, transpose=True, **OPTIONS),
+        "weight_grad": invconv.weight_grad(y, y, 3, per_sample=True, **OPTIONS),
+    }
+    y_, weight_ = np.asarray(y), np.asarray(weight)
+    expected = {
+        "solve": invconv.solve(y_, weight_, **OPTIONS),
+        "conv": invconv.conv(y_, weight_, transpose=True, **OPTIONS),
+        "weight_grad": invconv.weight_grad(y_, y_, 3, per_sample=True, **OPTIONS),
+    }
+    for name, result in results.items():
+        assert isinstance(result, jax.Array) and result.dtype == dtype, name
+        np.testing.assert_array_equal(np.asarray(result), expected[name])
 
 
 def test_numbers_of_a_jax_weight() -> None:

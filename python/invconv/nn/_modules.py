@@ -12,9 +12,6 @@ import invconv
 from invconv import _check
 from invconv._torch import has_values, without_autocast
 
-# Where the pixel itself sits in the kernel: the corner opposite to the open one (row, column).
-_ANCHOR = {"tl": (-1, -1), "tr": (-1, 0), "bl": (0, -1), "br": (0, 0)}
-
 # Rounding the input once moves the result by up to growth * eps times its largest value.
 # Above 1e-3 fewer than three digits are left, and the promise of an exact inverse is empty.
 _LARGEST_RELATIVE_ERROR = 1e-3
@@ -102,7 +99,7 @@ class _TriangularConv2d(torch.nn.Module):
         names = (self.corner,) * self.groups if isinstance(self.corner, str) else self.corner
         anchor = self.taps.new_zeros(self.groups, self.channels // self.groups, *self.kernel_size)
         for group, name in enumerate(names):
-            anchor[(group, slice(None), *_ANCHOR[name])] = 1
+            anchor[(group, slice(None), *_check.ANCHORS[name])] = 1
         return anchor.view(self.channels, 1, *self.kernel_size)
 
     def _constrained(self) -> Tensor:
