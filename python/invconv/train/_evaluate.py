@@ -3,10 +3,8 @@
 import math
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,8 +133,7 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
         largest ``|x - decode(encode(x))|`` over all dequantized test images, whose values lie in
         [0, 1]; ``sample_seconds_per_100`` and ``forward_seconds_per_100``, medians of the wall time
         to sample or to encode 100 images, warm, and their ``..._spread``, the least and the most;
-        ``parameters``, their number; ``device``, ``threads``, ``versions`` and ``commit`` (of the
-        checkout that runs, or None).
+        ``parameters``, their number; ``device``, ``threads`` and ``versions``.
 
     Raises:
         RunError: the images do not fit the model.
@@ -186,7 +183,6 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
             "numpy": np.__version__,
             "torch": torch.__version__,
         },
-        "commit": _commit(),
     }
 
 
@@ -201,18 +197,3 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> list[float]:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return times[1:]
-
-
-def _commit() -> str | None:
-    """The commit of the invconv checkout that the package, or else the shell, is in."""
-    for folder in (Path(__file__).parent, Path.cwd()):
-        command = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        top, commit = done.stdout.split("\n")[:2]
-        # Another project's repository may surround the environment that invconv is installed in.
-        if (Path(top) / "python" / "invconv").is_dir():
-            return commit
-    return None
