@@ -5,7 +5,15 @@ from typing import Any
 import numpy as np
 
 from invconv._extras import pip_install
-from invconv.data._types import DataError, Images, ImageSet, Indices, Labels, in_memory
+from invconv.data._types import (
+    DataError,
+    Images,
+    ImageSet,
+    Indices,
+    Labels,
+    first_line,
+    in_memory,
+)
 
 _GRAY = ("1", "L", "LA")
 
@@ -33,7 +41,9 @@ class _Column:
             pictures: list[Any] = self._table[numbers.tolist()][self._column]
         # Pillow raises errors of many kinds on damaged images.
         except Exception as error:
-            raise DataError(f"{self._name}: an image cannot be read: {_line(error)}") from error
+            raise DataError(
+                f"{self._name}: an image cannot be read: {first_line(error)}"
+            ) from error
         if any(picture is None for picture in pictures):
             raise DataError(f"{self._name}: expected an image in each row, but one has none")
         return pictures
@@ -60,10 +70,6 @@ class _Column:
             pixels = np.asarray(picture.convert("RGB"))
             result[at] = pixels.transpose(2, 0, 1)[:channels]
         return result
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _labels(table: Any, column: str) -> Labels | None:
@@ -99,7 +105,7 @@ def read_hub(name: str) -> tuple[ImageSet, ...]:
         tables = datasets.load_dataset(name)
     # The package raises errors of many kinds where there is no network, or no such set.
     except Exception as error:
-        raise DataError(f"hf:{name}: cannot be loaded: {_line(error)}") from error
+        raise DataError(f"hf:{name}: cannot be loaded: {first_line(error)}") from error
     if "train" not in tables:
         raise DataError(f"hf:{name}: expected a split 'train', but got {', '.join(tables)}")
     train = _set(f"hf:{name}, train", tables["train"], None)

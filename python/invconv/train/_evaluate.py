@@ -12,6 +12,7 @@ import torch
 
 import invconv
 from invconv.data import ImageData, ImageSet, Indices
+from invconv.data._types import first_line
 from invconv.flows import InverseFlow
 from invconv.train._files import RunError
 from invconv.train._loader import load_batches
@@ -33,8 +34,7 @@ def select_device(name: str) -> torch.device:
         torch.zeros((), device=device).item()  # "meta" has no values
     # torch has names of devices without the modules for them.
     except (RuntimeError, AssertionError, ModuleNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"device {name!r} cannot be used: {reason}") from error
+        raise RunError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return device
 
 

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from invconv.data import ImageData, Indices
+from invconv.data._types import first_line
 from invconv.flows import InverseFlow
 from invconv.train._config import TrainConfig
 from invconv.train._evaluate import VALIDATION_NOISE, as_modelled, bits_per_dim, evaluate
@@ -110,8 +111,7 @@ class _State:
             for name in _PROGRESS:
                 setattr(self, name, json.loads(metadata[name]))
         except (LookupError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"{path}: not a checkpoint of this run: {reason}") from error
+            raise RunError(f"{path}: not a checkpoint of this run: {first_line(error)}") from error
 
 
 def _moving_average(average: Tensor, new: Tensor, updates: Tensor | int) -> Tensor:
