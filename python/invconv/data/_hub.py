@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from invconv._extras import pip_install
+from invconv.data._pixels import check_depth, is_gray, pixels
 from invconv.data._types import (
     DataError,
     Images,
@@ -14,8 +15,6 @@ from invconv.data._types import (
     first_line,
     in_memory,
 )
-
-_GRAY = ("1", "L", "LA")
 
 
 class _Column:
@@ -28,7 +27,7 @@ class _Column:
         if shape is None:
             # Gray if some of them are: to look at all would be to decode all.
             some = self._pictures(np.linspace(0, len(table) - 1, 100).astype(np.int64))
-            gray = all(picture.mode in _GRAY for picture in some)
+            gray = all(is_gray(picture.mode) for picture in some)
             shape = (1 if gray else 3, some[0].height, some[0].width)
         self.shape = (len(table), *shape)
         self.fingerprint = f"{table.features}"
@@ -54,11 +53,8 @@ class _Column:
         pictures = self._pictures(numbers)
         for at, (number, picture) in enumerate(zip(numbers, pictures, strict=True)):
             place = f"{self._name}, image {number}"
-            if picture.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{place}: expected 8 bits per channel, but got mode {picture.mode}"
-                )
-            if channels == 1 and picture.mode not in _GRAY:
+            check_depth(place, picture.mode)
+            if channels == 1 and not is_gray(picture.mode):
                 raise DataError(
                     f"{place}: expected a gray image as the others are, but got mode {picture.mode}"
                 )
@@ -67,8 +63,7 @@ class _Column:
                     f"{place}: expected {width} x {height} pixels as the first has, "
                     f"but got {picture.width} x {picture.height}"
                 )
-            pixels = np.asarray(picture.convert("RGB"))
-            result[at] = pixels.transpose(2, 0, 1)[:channels]
+            result[at] = pixels(picture, channels)
         return result
 
 
