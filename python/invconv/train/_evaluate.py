@@ -95,14 +95,18 @@ def bits_per_dim(
     device = next(model.parameters()).device
     images = as_modelled(model, images)
     numbers = np.arange(len(images)) if numbers is None else numbers
-    parts = [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
     bits = [torch.empty(0, dtype=torch.float64)]
-    for x, context in load_batches(images, config.quantization, parts, key=key):
+    for x, context in load_batches(images, config.quantization, _batches(numbers), key=key):
         log_prob = model.log_prob(x.to(device), context).cpu().double()
         # x lies in [0, 1]: its density is Q^D times that of the levels.
         nats_per_dim = -log_prob / math.prod(config.image_shape)
         bits.append(nats_per_dim / math.log(2) + math.log2(config.quantization))
     return torch.cat(bits)
+
+
+def _batches(numbers: Indices) -> list[Indices]:
+    """The numbers in batches of one size; the last one may be smaller."""
+    return [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
 
 
 def importance_weighted(draws: torch.Tensor, dims: int) -> torch.Tensor:
@@ -152,8 +156,7 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
         figures["importance_weighted_bits_per_dim"] = bound
         figures["importance_samples"] = importance_samples
     test = as_modelled(model, data.test)
-    numbers = np.arange(len(data.test))
-    parts = [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
+    parts = _batches(np.arange(len(test)))
     error = 0.0
     for x, context in load_batches(test, config.quantization, parts, key=TEST_NOISE):
         x = x.to(device)
