@@ -21,6 +21,7 @@ try:
         depth,
         field,
         flows,
+        flows_page,
         operations,
         operators_table,
         peers,
@@ -253,7 +254,7 @@ def memory_depth(
 def flows_(
     sections: Annotated[
         list[str] | None,
-        typer.Argument(help=f"Of {', '.join(flows.TEXTS)}; all if none is named."),
+        typer.Argument(help=f"Of {', '.join(flows_page.TEXTS)}; all if none is named."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="With train: of each family.")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="For invconv and torch.")] = 1,
@@ -265,7 +266,7 @@ def flows_(
     ] = False,
 ) -> None:
     """Train and time Inverse-Flow, FInC Flow, Glow and a RealNVP-style flow, as in the paper."""
-    for section in choose(sections, flows.TEXTS, "sections"):
+    for section in choose(sections, flows_page.TEXTS, "sections"):
         run = _start(threads)
         rows: Rows = {}
         titles: Sequence[str]
@@ -274,21 +275,21 @@ def flows_(
             for source, family in track(chosen, "training", console=console, transient=True):
                 preset = f"small{flows.FAMILIES[family]}"
                 rows[f"{source}, small: {family}"] = flows.train(source, preset, epochs)
-            titles, cells = flows.TRAIN_TITLES, flows.train_rows(rows)
+            titles, cells = flows_page.TRAIN_TITLES, flows_page.train_rows(rows)
         elif section == "speed":
             for size in track(flows.SHAPES, "timing", console=console, transient=True):
                 rows |= flows.speed(size, seconds)
-            titles, cells = flows.SPEED_TITLES, flows.speed_rows(rows)
+            titles, cells = flows_page.SPEED_TITLES, flows_page.speed_rows(rows)
         else:
             values = flows.SIZES if section == "size" else flows.KERNELS
             for value in track(values, "timing", console=console, transient=True):
-                rows[str(value)] = flows.growth(section, value, seconds / 10)
-            titles, cells = flows.growth_titles(section), flows.growth_rows(rows)
+                rows[str(value)] = flows.scaling(section, value, seconds / 10)
+            titles, cells = flows_page.scaling_titles(section), flows_page.scaling_rows(rows)
         _show(titles, cells, run, left=1 if section in ("size", "kernel") else 2)
         _keep(section, rows, run, save, flows.path_of(run))
     if save:
-        flows.write_page(flows.path_of(run), report.provenance)
-        console.print(str(flows.PAGE), soft_wrap=True)
+        flows_page.write_page(flows.path_of(run), report.provenance)
+        console.print(str(flows_page.PAGE), soft_wrap=True)
 
 
 @app.command(name="operators")

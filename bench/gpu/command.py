@@ -19,19 +19,13 @@ import typer
 from ..choose import choose
 from ..cmake import ROOT
 from ..shapes import GPU_SHAPES
-
-PARTS = {
-    "build": "install invconv with kernels for this device, and build the baselines",
-    "test": "tests/gpu",
-    "sanitize": "every kernel under the four tools of compute-sanitizer",
-    "solve": "times of solve, against cuDNN's conv2d",
-    "backward": "times of both gradients, against those of conv2d",
-    "conv": "times of conv, against conv2d",
-    "peers": "times of other ways to solve, and of a launch for each diagonal and channel",
-}
+from .part import PARTS
 
 # Seconds that a part has to end by itself when its time is up.
 GRACE = 20
+
+# Seconds for all parts: with the grace of the last and the start of the first, within ten minutes.
+BUDGET = 540
 
 
 def gpu(
@@ -42,7 +36,7 @@ def gpu(
         list[str] | None,
         typer.Option("--shape", help=f"Of {', '.join(GPU_SHAPES)}; all if none is named."),
     ] = None,
-    budget: Annotated[float, typer.Option(min=0, help="Seconds for all parts.")] = 540,
+    budget: Annotated[float, typer.Option(min=0, help="Seconds for all parts.")] = BUDGET,
     seconds: Annotated[
         float, typer.Option(min=0, help="Spent on each shape, and on each peer of each shape.")
     ] = 0.2,
@@ -72,7 +66,8 @@ def gpu(
 def run(part: str, end: float, options: list[str]) -> bool:
     """Whether a part did all that it had to before the clock shows ``end``."""
     left = end - time.time()
-    typer.echo(f"== {part}: {PARTS[part]} ({left:.0f} s left)")
+    _, description = PARTS[part]
+    typer.echo(f"== {part}: {description} ({left:.0f} s left)")
     if left <= 0:
         typer.echo("no time left")
         return False

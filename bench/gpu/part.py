@@ -1,4 +1,7 @@
-"""One part of ``python -m bench gpu``, in a process: ``python -m bench.gpu.part NAME``."""
+"""One part of ``python -m bench gpu``, in a process: ``python -m bench.gpu.part NAME``.
+
+What is imported here needs neither invconv, which the first part installs, nor torch.
+"""
 
 from __future__ import annotations
 
@@ -249,14 +252,18 @@ def _peer(figures: Mapping[str, Any]) -> str:
     )
 
 
-PARTS: dict[str, Callable[[Part], None]] = {
-    "build": build,
-    "test": test,
-    "sanitize": sanitize,
-    "solve": measure_operation,
-    "backward": measure_operation,
-    "conv": measure_operation,
-    "peers": measure_peers,
+# What runs each part, and what it does; in the order in which they run.
+PARTS: dict[str, tuple[Callable[[Part], None], str]] = {
+    "build": (build, "install invconv with kernels for this device, and build the baselines"),
+    "test": (test, "tests/gpu"),
+    "sanitize": (sanitize, "every kernel under the four tools of compute-sanitizer"),
+    "solve": (measure_operation, "times of solve, against cuDNN's conv2d"),
+    "backward": (measure_operation, "times of both gradients, against those of conv2d"),
+    "conv": (measure_operation, "times of conv, against conv2d"),
+    "peers": (
+        measure_peers,
+        "times of other ways to solve, and of a launch for each diagonal and channel",
+    ),
 }
 
 
@@ -276,7 +283,7 @@ def parse(arguments: list[str] | None = None) -> Part:
 def main() -> int:
     """Run a part; the status is 0 if all of it was done."""
     part = parse()
-    function = PARTS[part.name]
+    function, _ = PARTS[part.name]
     if function in (build, test, sanitize):
         function(part)
         return int(part.failed)

@@ -22,9 +22,7 @@ from ..tables import (
     summary,
     table,
 )
-from .part import TOOLS
-
-SECTIONS = ("build", "test", "sanitize", *OPERATIONS, "peers")
+from .part import PARTS, TOOLS
 
 NOT_YET = (
     "CUDA: not yet run on a GPU. `python -m bench gpu` builds, tests and measures on a machine "
@@ -264,7 +262,7 @@ def plot_times(figures: Mapping[str, Any], path: Path) -> None:
 def page(name: str, figures: Mapping[str, Any], drawn: Mapping[str, str]) -> list[str]:
     """The paragraphs of one GPU, in markdown."""
     parts = [f"## {name}"]
-    for section in (name for name in SECTIONS if name in figures):
+    for section in (name for name in PARTS if name in figures):
         run, rows = figures[section]["run"], figures[section]["rows"]
         parts += [f"### `python -m bench gpu {section}`", provenance(run) + "."]
         if section in OPERATIONS:

@@ -22,6 +22,7 @@ from bench import (
     depth,
     floors,
     flows,
+    flows_page,
     memory,
     operations,
     operators_table,
@@ -551,32 +552,32 @@ def test_times_and_memory_of_families() -> None:
     assert flows.memory("tiny", (1, 8, 8)) > 10 * 100 * 8 * 8 * 4
 
 
-def test_growth_is_of_two_families() -> None:
-    row = flows.growth("kernel", 2, 0)
+def test_scaling_is_of_two_families() -> None:
+    row = flows.scaling("kernel", 2, 0)
     assert [f"{name} ms".replace("sample", "ST").replace("forward", "FT") for name in row] == (
-        flows.growth_titles("kernel")[1:]
+        flows_page.scaling_titles("kernel")[1:]
     )
     assert all(value > 0 for value in row.values())
 
 
 def test_the_page_of_flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows, "PAGE", tmp_path / "flows.md")
+    monkeypatch.setattr(flows_page, "PAGE", tmp_path / "flows.md")
     run = results.provenance(1) | {"others": None}
     times = {f"{kind}_ms": 2.0 for kind in ("sample", "forward", "step")}
     times |= {f"{kind}_ms_quartiles": [1.0, 3.0] for kind in ("sample", "forward", "step")}
     speed = {
         f"mnist: {name}": {**times, "parameters": 5, "step_bytes": 7e6} for name in flows.FAMILIES
     }
-    growth = {
+    scaling = {
         f"{f}, {c}": 1.0 for f in ("Inverse-Flow", "FInC Flow") for c in ("sample", "forward")
     }
-    sections = {"speed": speed, "size": {"16": growth, "32": growth}, "kernel": {"3": growth}}
+    sections = {"speed": speed, "size": {"16": scaling, "32": scaling}, "kernel": {"3": scaling}}
     for section, rows in sections.items():
         path = results.save(tmp_path / "x.json", section, rows, run)
-    flows.write_page(path, report.provenance)
+    flows_page.write_page(path, report.provenance)
     text = (tmp_path / "flows.md").read_text()
     assert "| mnist | Inverse-Flow | 2.00 (1.00 to 3.00)" in text
     assert "| 52 | - | 1.31 | 1.6 M |" in text  # the paper's
-    assert "| 16x16 | 1.00 |" in text and "## Growth with the size of kernels" in text
+    assert "| 16x16 | 1.00 |" in text and "## Scaling with the size of kernels" in text
     assert "Bits per dimension under one budget" not in text  # not measured
-    assert (tmp_path / flows.PLOT).stat().st_size > 1000
+    assert (tmp_path / flows_page.PLOT).stat().st_size > 1000

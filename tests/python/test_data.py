@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from invconv.data import BUILT_IN, DataError, ImageData, Images, load
+from invconv.data._types import first_line
 
 # Of the first five test images: the very ones that published figures belong to.
 MNIST_TEST_SUM = 178627
@@ -162,6 +163,20 @@ def test_sixteen_bit_image_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(DataError, match=r"deep\.png: expected 8 bits per channel, .*I;16"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one"), "one"),
+        (ValueError("one\ntwo"), "one"),
+        (ValueError("\none"), "one"),
+        (ValueError(), "ValueError"),
+        (DataError("\n"), "DataError"),
+    ],
+)
+def test_first_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line
 
 
 def test_needs_numpy_alone() -> None:

@@ -113,7 +113,7 @@ def test_summary(unbroken: Path, images: Path) -> None:
     assert set(summary) == {
         "test_bits_per_dim", "test_nats", "reconstruction_max_error", "sample_seconds_per_100",
         "sample_seconds_per_100_spread", "forward_seconds_per_100",
-        "forward_seconds_per_100_spread", "parameters", "device", "threads", "versions", "commit",
+        "forward_seconds_per_100_spread", "parameters", "device", "threads", "versions",
         "epochs", "best_epoch", "train_seconds",
     }  # fmt: skip
     model = load_model(unbroken)

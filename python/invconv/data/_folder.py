@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from invconv._extras import pip_install
+from invconv.data._pixels import check_depth, is_gray, pixels
 from invconv.data._types import DataError, Images, ImageSet, Indices, in_memory
 
 _SUFFIXES = frozenset(
@@ -23,14 +24,13 @@ def _pillow() -> Any:
     return Image
 
 
-def _decode(path: Path, gray: bool) -> Images:
+def _decode(path: Path, channels: int) -> Images:
     try:
         with _pillow().open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            return pixels(image, channels)
     # Pillow raises errors of many kinds on damaged files.
     except Exception as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from error
-    return pixels.transpose(2, 0, 1)[: 1 if gray else 3]
 
 
 class _Decoded:
@@ -49,9 +49,9 @@ class _Decoded:
         return len(self._paths)
 
     def __getitem__(self, numbers: Indices) -> Images:
-        gray = self.shape[1] == 1
+        channels = self.shape[1]
         return np.stack(
-            [_decode(Path(os.fsdecode(path)), gray) for path in self._paths[numbers].tolist()]
+            [_decode(Path(os.fsdecode(path)), channels) for path in self._paths[numbers].tolist()]
         )
 
 
@@ -67,9 +67,8 @@ def _headers(paths: list[Path]) -> tuple[int, int, int]:
             raise
         except Exception as error:
             raise DataError(f"{path}: cannot be read as an image: {error}") from error
-        if mode.startswith(("I", "F")):
-            raise DataError(f"{path}: expected 8 bits per channel, but got mode {mode}")
-        gray = gray and mode in ("1", "L", "LA")
+        check_depth(str(path), mode)
+        gray = gray and is_gray(mode)
         first = first or size
         if size != first:
             raise DataError(
@@ -81,14 +80,16 @@ def _headers(paths: list[Path]) -> tuple[int, int, int]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    """The image files in a folder and below, at least one, ordered by path."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    if not paths:
+        raise DataError(f"{folder}: no image files ({', '.join(sorted(_SUFFIXES))})")
+    return paths
 
 
 def read_folder(folder: Path) -> ImageSet:
     """Every image file in a folder and below, ordered by path."""
     paths = _paths(folder)
-    if not paths:
-        raise DataError(f"{folder}: no image files ({', '.join(sorted(_SUFFIXES))})")
     return ImageSet(in_memory(_Decoded(paths, _headers(paths))))
 
 
@@ -102,9 +103,6 @@ def read_split_folder(folder: Path) -> tuple[ImageSet, ...] | None:
     if len(parts) < 2 or parts[0].name != "train":
         return None
     paths = [_paths(part) for part in parts]
-    for part, found in zip(parts, paths, strict=True):
-        if not found:
-            raise DataError(f"{part}: no image files ({', '.join(sorted(_SUFFIXES))})")
     shape = _headers([path for found in paths for path in found])
     # Of each file the path below its part: its first folder is the class.
     below = [

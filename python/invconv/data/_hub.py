@@ -5,9 +5,16 @@ from typing import Any
 import numpy as np
 
 from invconv._extras import pip_install
-from invconv.data._types import DataError, Images, ImageSet, Indices, Labels, in_memory
-
-_GRAY = ("1", "L", "LA")
+from invconv.data._pixels import check_depth, is_gray, pixels
+from invconv.data._types import (
+    DataError,
+    Images,
+    ImageSet,
+    Indices,
+    Labels,
+    first_line,
+    in_memory,
+)
 
 
 class _Column:
@@ -20,7 +27,7 @@ class _Column:
         if shape is None:
             # Gray if some of them are: to look at all would be to decode all.
             some = self._pictures(np.linspace(0, len(table) - 1, 100).astype(np.int64))
-            gray = all(picture.mode in _GRAY for picture in some)
+            gray = all(is_gray(picture.mode) for picture in some)
             shape = (1 if gray else 3, some[0].height, some[0].width)
         self.shape = (len(table), *shape)
         self.fingerprint = f"{table.features}"
@@ -33,7 +40,9 @@ class _Column:
             pictures: list[Any] = self._table[numbers.tolist()][self._column]
         # Pillow raises errors of many kinds on damaged images.
         except Exception as error:
-            raise DataError(f"{self._name}: an image cannot be read: {_line(error)}") from error
+            raise DataError(
+                f"{self._name}: an image cannot be read: {first_line(error)}"
+            ) from error
         if any(picture is None for picture in pictures):
             raise DataError(f"{self._name}: expected an image in each row, but one has none")
         return pictures
@@ -44,11 +53,8 @@ class _Column:
         pictures = self._pictures(numbers)
         for at, (number, picture) in enumerate(zip(numbers, pictures, strict=True)):
             place = f"{self._name}, image {number}"
-            if picture.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{place}: expected 8 bits per channel, but got mode {picture.mode}"
-                )
-            if channels == 1 and picture.mode not in _GRAY:
+            check_depth(place, picture.mode)
+            if channels == 1 and not is_gray(picture.mode):
                 raise DataError(
                     f"{place}: expected a gray image as the others are, but got mode {picture.mode}"
                 )
@@ -57,13 +63,8 @@ class _Column:
                     f"{place}: expected {width} x {height} pixels as the first has, "
                     f"but got {picture.width} x {picture.height}"
                 )
-            pixels = np.asarray(picture.convert("RGB"))
-            result[at] = pixels.transpose(2, 0, 1)[:channels]
+            result[at] = pixels(picture, channels)
         return result
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _labels(table: Any, column: str) -> Labels | None:
@@ -99,7 +100,7 @@ def read_hub(name: str) -> tuple[ImageSet, ...]:
         tables = datasets.load_dataset(name)
     # The package raises errors of many kinds where there is no network, or no such set.
     except Exception as error:
-        raise DataError(f"hf:{name}: cannot be loaded: {_line(error)}") from error
+        raise DataError(f"hf:{name}: cannot be loaded: {first_line(error)}") from error
     if "train" not in tables:
         raise DataError(f"hf:{name}: expected a split 'train', but got {', '.join(tables)}")
     train = _set(f"hf:{name}, train", tables["train"], None)

@@ -24,6 +24,12 @@ class DataError(UserError):
     """The images cannot be had."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, for the line of a :class:`UserError`; its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class LazyImages(Protocol):
     """Images of one shape that are read when they are asked for."""
 

@@ -3,10 +3,8 @@
 import math
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 
 import invconv
 from invconv.data import ImageData, ImageSet, Indices
+from invconv.data._types import first_line
 from invconv.flows import InverseFlow
 from invconv.train._files import RunError
 from invconv.train._loader import load_batches
@@ -35,8 +34,7 @@ def select_device(name: str) -> torch.device:
         torch.zeros((), device=device).item()  # "meta" has no values
     # torch has names of devices without the modules for them.
     except (RuntimeError, AssertionError, ModuleNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"device {name!r} cannot be used: {reason}") from error
+        raise RunError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return device
 
 
@@ -97,14 +95,18 @@ def bits_per_dim(
     device = next(model.parameters()).device
     images = as_modelled(model, images)
     numbers = np.arange(len(images)) if numbers is None else numbers
-    parts = [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
     bits = [torch.empty(0, dtype=torch.float64)]
-    for x, context in load_batches(images, config.quantization, parts, key=key):
+    for x, context in load_batches(images, config.quantization, _batches(numbers), key=key):
         log_prob = model.log_prob(x.to(device), context).cpu().double()
         # x lies in [0, 1]: its density is Q^D times that of the levels.
         nats_per_dim = -log_prob / math.prod(config.image_shape)
         bits.append(nats_per_dim / math.log(2) + math.log2(config.quantization))
     return torch.cat(bits)
+
+
+def _batches(numbers: Indices) -> list[Indices]:
+    """The numbers in batches of one size; the last one may be smaller."""
+    return [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
 
 
 def importance_weighted(draws: torch.Tensor, dims: int) -> torch.Tensor:
@@ -135,8 +137,7 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
         largest ``|x - decode(encode(x))|`` over all dequantized test images, whose values lie in
         [0, 1]; ``sample_seconds_per_100`` and ``forward_seconds_per_100``, medians of the wall time
         to sample or to encode 100 images, warm, and their ``..._spread``, the least and the most;
-        ``parameters``, their number; ``device``, ``threads``, ``versions`` and ``commit`` (of the
-        checkout that runs, or None).
+        ``parameters``, their number; ``device``, ``threads`` and ``versions``.
 
     Raises:
         RunError: the images do not fit the model.
@@ -155,8 +156,7 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
         figures["importance_weighted_bits_per_dim"] = bound
         figures["importance_samples"] = importance_samples
     test = as_modelled(model, data.test)
-    numbers = np.arange(len(data.test))
-    parts = [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)]
+    parts = _batches(np.arange(len(test)))
     error = 0.0
     for x, context in load_batches(test, config.quantization, parts, key=TEST_NOISE):
         x = x.to(device)
@@ -186,7 +186,6 @@ def evaluate(model: InverseFlow, data: ImageData, *, importance_samples: int = 1
             "numpy": np.__version__,
             "torch": torch.__version__,
         },
-        "commit": _commit(),
     }
 
 
@@ -201,18 +200,3 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> list[float]:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return times[1:]
-
-
-def _commit() -> str | None:
-    """The commit of the invconv checkout that the package, or else the shell, is in."""
-    for folder in (Path(__file__).parent, Path.cwd()):
-        command = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        top, commit = done.stdout.split("\n")[:2]
-        # Another project's repository may surround the environment that invconv is installed in.
-        if (Path(top) / "python" / "invconv").is_dir():
-            return commit
-    return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invconv.data import UserError
+from invconv.data._types import first_line
 from invconv.flows import FlowConfig, InverseFlow
 
 
@@ -126,7 +127,7 @@ def load_model(path: str | os.PathLike[str]) -> InverseFlow:
             model = InverseFlow(FlowConfig.from_json(metadata["flow"]))
         model.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise RunError(f"{file}: does not hold a model: {_first_line(error)}") from error
+        raise RunError(f"{file}: does not hold a model: {first_line(error)}") from error
     return model.eval()
 
 
@@ -138,7 +139,3 @@ def has_checkpoint(out: Path) -> bool:
 def resume_command(out: Path) -> str:
     """The command that goes on with a run."""
     return f"invconv train --resume --out {shlex.quote(str(out))}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from invconv.data import ImageData, Indices
+from invconv.data._types import first_line
 from invconv.flows import InverseFlow
 from invconv.train._config import TrainConfig
 from invconv.train._evaluate import VALIDATION_NOISE, as_modelled, bits_per_dim, evaluate
@@ -110,8 +111,7 @@ class _State:
             for name in _PROGRESS:
                 setattr(self, name, json.loads(metadata[name]))
         except (LookupError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"{path}: not a checkpoint of this run: {reason}") from error
+            raise RunError(f"{path}: not a checkpoint of this run: {first_line(error)}") from error
 
 
 def _moving_average(average: Tensor, new: Tensor, updates: Tensor | int) -> Tensor:
@@ -148,22 +148,25 @@ class _Epochs:
         self.accelerator, self.workers = accelerator, workers
         self.images = as_modelled(state.model, data.train)
         shares = accelerator.num_processes * config.accumulate
-        if self.batches_of(1)[-1].size < shares:
+        # Of an epoch, one for each batch.
+        self.steps = math.ceil(len(self.images) / config.batch_size)
+        smallest = len(self.images) // self.steps
+        if smallest < shares:
             raise RunError(
-                f"batches of {self.batches_of(1)[-1].size} images cannot be shared out in {shares} "
-                f"parts, {config.accumulate} for each of {accelerator.num_processes} processes; "
+                f"batches of {smallest} images cannot be shared out in {shares} parts, "
+                f"{config.accumulate} for each of {accelerator.num_processes} processes; "
                 "begin a run with a larger --batch-size"
             )
         # It adds up the gradients of all processes.
         self.model = accelerator.prepare_model(state.model, device_placement=False)
 
     def batches_of(self, epoch: int) -> list[Indices]:
-        """The numbers of the images in each batch: of nearly equal size, as a small rest is noisy.
+        """The numbers of the images in each batch.
 
-        The last one is the smallest.
+        All are of nearly equal size, as a small rest is noisy: none is below images // steps.
         """
         order = torch.randperm(len(self.images), generator=_generator(self.config.seed, epoch))
-        return np.array_split(order.numpy(), math.ceil(len(order) / self.config.batch_size))
+        return np.array_split(order.numpy(), self.steps)
 
     def parts(self, batch: Indices) -> list[Indices]:
         """What this process makes of a batch, part by part."""
@@ -337,8 +340,7 @@ def train(
     if main:
         _write_metrics(metrics, rows)
         listener.started(state.model.num_parameters, state.epoch, config.epochs, len(data.train))
-    steps_per_epoch = len(epochs.batches_of(1))
-    done = state.epoch * steps_per_epoch + state.batch
+    done = state.epoch * epochs.steps + state.batch
     saved = time.monotonic()
     with Log(out / "tensorboard" if main and tensorboard else None, done) as log:
         while state.epoch < config.epochs and not _stops(config, rows):
@@ -346,12 +348,12 @@ def train(
                 if not main:
                     continue
                 listener.batch_done(state.epoch + 1, images, bits)
-                done = state.epoch * steps_per_epoch + state.batch
-                rate = _learning_rate(config, done, steps_per_epoch)
+                done = state.epoch * epochs.steps + state.batch
+                rate = _learning_rate(config, done, epochs.steps)
                 log.step(done, bits_per_dim=bits, gradient_norm=norm, learning_rate=rate)
                 if (
                     time.monotonic() - saved >= 60 * checkpoint_minutes
-                    and state.batch < steps_per_epoch
+                    and state.batch < epochs.steps
                 ):
                     state.save(checkpoint)
                     saved = time.monotonic()
@@ -364,7 +366,7 @@ def train(
                     save_model(out / "model.safetensors", state.averaged(), state.epoch)
                 state.save(checkpoint)
                 saved = time.monotonic()
-                log.epoch(state.epoch * steps_per_epoch, row)
+                log.epoch(state.epoch * epochs.steps, row)
                 listener.epoch_done(row)
     summary = _finish(config, data, out, rows, device) if main else {}
     # The others wait, since the end of one process is to a launcher the end of all.
