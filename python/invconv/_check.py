@@ -70,8 +70,10 @@ def pair(function: str, name: str, value: Any) -> tuple[int, int]:
         except TypeError:
             pass
     hint = "; use shape[-2:]" if len(numbers) in (3, 4) else ""
+    axes = getattr(value, "shape", ())
+    given = f"an array of shape {tuple(axes)}" if len(axes) > 1 else repr(value)
     raise TypeError(
-        f"[{function}] expected {name} to be two integers, or one for both, but got {value!r}{hint}"
+        f"[{function}] expected {name} to be two integers, or one for both, but got {given}{hint}"
     )
 
 

@@ -272,6 +272,8 @@ def train(
         console.print("this run is finished already")
         summary = json.loads(summary_file.read_text())
     else:
+        if resume and not training.has_checkpoint(out):
+            console.print("no checkpoint was saved yet: this run begins anew")
         if where.type == "cpu" and hasattr(os, "getloadavg"):
             hint = slow_threads(os.getloadavg()[0], torch.get_num_threads(), os.cpu_count() or 1)
             if hint is not None:

@@ -74,7 +74,14 @@ class Sequential(Bijection):
 
     def __init__(self, layers: Iterable[Bijection]) -> None:
         super().__init__()
+        if not isinstance(layers, Iterable):
+            name = type(layers).__name__
+            raise TypeError(f"[Sequential] expected a list of bijections, but got {name}")
         self.layers = torch.nn.ModuleList(layers)
+        for layer in self.layers:
+            if not isinstance(layer, Bijection):
+                name = type(layer).__name__
+                raise TypeError(f"[Sequential] expected bijections, but got {name} among them")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the layers from first to last."""

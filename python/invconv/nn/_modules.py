@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import torch
@@ -137,17 +137,21 @@ class _TriangularConv2d(torch.nn.Module):
         return diagonal.view(self.groups, -1, 1)
 
     def _solve(self, y: Tensor) -> Tensor:
-        weight = self.weight
-        self._check_growth(y, weight)
-        return invconv.solve(
-            y, weight, corner=self.corner, unit_diagonal=self.unit_diagonal, groups=self.groups
-        )
+        return self._call(invconv.solve, y)
 
     def _conv(self, x: Tensor) -> Tensor:
+        return self._call(invconv.conv, x)
+
+    def _call(self, function: Callable[..., Tensor], images: Tensor) -> Tensor:
+        if images.dim() in (3, 4) and images.shape[-3] != self.channels:
+            raise ValueError(
+                f"[{type(self).__name__}] expected images of shape (B, C, H, W) or (C, H, W) with "
+                f"C = {self.channels}, but got {tuple(images.shape)}"
+            )
         weight = self.weight
-        self._check_growth(x, weight)
-        return invconv.conv(
-            x, weight, corner=self.corner, unit_diagonal=self.unit_diagonal, groups=self.groups
+        self._check_growth(images, weight)
+        return function(
+            images, weight, corner=self.corner, unit_diagonal=self.unit_diagonal, groups=self.groups
         )
 
     def _conv_logabsdet(self, size: int | tuple[int, int]) -> Tensor:
