@@ -69,8 +69,8 @@ def pair(function: str, name: str, value: Any) -> tuple[int, int]:
             return integer(function, name, numbers[0]), integer(function, name, numbers[1])
         except TypeError:
             pass
-    hint = "; use shape[-2:]" if len(numbers) in (3, 4) else ""
     axes = getattr(value, "shape", ())
+    hint = "; use shape[-2:]" if len(axes) > 1 or len(numbers) in (3, 4) else ""
     given = f"an array of shape {tuple(axes)}" if len(axes) > 1 else repr(value)
     raise TypeError(
         f"[{function}] expected {name} to be two integers, or one for both, but got {given}{hint}"

@@ -583,6 +583,9 @@ def test_control_c_promises_only_what_is_saved(
     what = "interrupted" if saved else "interrupted before anything was saved"
     which = "go on" if saved else "begin again"
     assert err == f"invconv train: {what}; {which} with: invconv train --resume --out {out}\n"
+    code, text, _ = call(["train", "--resume", "--out", str(out)], capsys)
+    assert code == 130
+    assert ("no checkpoint was saved yet: this run begins anew" in text) == (saved == 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")

@@ -250,6 +250,16 @@ def test_squeeze_refuses_odd_sizes() -> None:
         Squeeze().inverse(torch.zeros(1, 3, 2, 2))
 
 
+# --- Sequential -------------------------------------------------------------------------------
+
+
+def test_sequential_takes_a_list_of_bijections() -> None:
+    with pytest.raises(TypeError, match=r"^\[Sequential\] expected a list of .* but got ActNorm"):
+        Sequential(ActNorm(4))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^\[Sequential\] expected bijections, but got Linear"):
+        Sequential([ActNorm(4), torch.nn.Linear(4, 4)])  # type: ignore[list-item]
+
+
 # --- ActNorm ----------------------------------------------------------------------------------
 
 

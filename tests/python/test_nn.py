@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -348,6 +349,18 @@ def test_repr_names_every_argument() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^\[InverseConv2d\] .*{message}"):
         InverseConv2d(**{"channels": 4, **arguments})
+
+
+@pytest.mark.parametrize("module", [InverseConv2d, CausalConv2d])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (3, 8, 8)])
+def test_images_of_other_channels_are_refused(
+    module: type[InverseConv2d] | type[CausalConv2d], shape: tuple[int, ...]
+) -> None:
+    message = (
+        rf"^\[{module.__name__}\] expected images .* with C = 4, but got {re.escape(str(shape))}"
+    )
+    with pytest.raises(ValueError, match=message):
+        module(4)(torch.zeros(shape))
 
 
 def test_wrong_dtype_is_refused() -> None:

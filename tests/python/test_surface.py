@@ -743,6 +743,12 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         f"[growth] expected size = (H, W) {TWO}, but got (2, 12, 5, 6); use shape[-2:]",
     ),
+    "size is y": (
+        lambda: invconv.growth(W, Y),
+        TypeError,
+        f"[growth] expected size = (H, W) {TWO}, but got an array of shape (2, 12, 5, 6); "
+        "use shape[-2:]",
+    ),
     "size in digits": (
         lambda: invconv.logabsdet(W, "32"),
         TypeError,
@@ -901,6 +907,7 @@ except AttributeError as error:
     print(error)
 assert not hasattr(invconv, "__wrapped__") and "torch" not in sys.modules
 print(invconv.nn.InverseConv2d.__name__, invconv.flows.InverseFlow.__name__)
+print(invconv.train.TrainConfig.__name__, invconv.interop.__name__)
 assert sys.modules["invconv.nn"] is invconv.nn
 from invconv.flows import *
 from invconv.nn import *
@@ -912,6 +919,7 @@ print(sorted(names & {"torch", "error"}), "invconv" in dir(invconv.flows))
     assert result.stdout.splitlines() == [
         "module 'invconv' has no attribute 'fly'",
         "InverseConv2d InverseFlow",
+        "TrainConfig invconv.interop",
         "[] False",
     ]
 
