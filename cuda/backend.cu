@@ -22,13 +22,14 @@ namespace {
 template <class A>
 struct Memory {
   std::byte* cleared;
-  A* weights;
+  A *weights, *edges;
   void* rest;
 
   Memory(const Plan& plan, void* workspace)
       : cleared(static_cast<std::byte*>(workspace)),
         weights(reinterpret_cast<A*>(cleared + plan.cleared_bytes)),
-        rest(cleared + plan.cleared_bytes + plan.weight_bytes) {}
+        edges(weights + plan.weight_bytes / sizeof(A)),
+        rest(edges + plan.edges_bytes / sizeof(A)) {}
 };
 
 /// Calls `each(groups, first)` for as many groups at a time as a launch can have.
@@ -71,8 +72,7 @@ void launch_block(const Plan& plan, const Filter<T>& problem, const Memory<Arith
       clear(memory.cleared, plan.cleared_bytes, stream);
       shared.ticket = reinterpret_cast<unsigned*>(memory.cleared);
       shared.progress = shared.ticket + 1;
-      shared.edges = shared.kept;
-      shared.kept += plan.edges_bytes / sizeof(A);
+      shared.edges = memory.edges;
     }
     launch(solve_block<T, Outputs>,
            {blocks(Index{plan.batch} * groups.count * of.strips), static_cast<unsigned>(plan.threads),
@@ -83,15 +83,13 @@ void launch_block(const Plan& plan, const Filter<T>& problem, const Memory<Arith
 
 template <class T, int Taps, int Outputs, int Inputs, int Substituted>
 bool launch_variant(const Plan& plan, const Filter<T>& problem, void* stream) {
-  if (plan.variant != ImageVariant{Taps, Outputs, Inputs, Substituted}) {
+  if (plan.image.variant != ImageVariant{Taps, Outputs, Inputs, Substituted}) {
     return false;
   }
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     launch(solve_image<T, Taps, Outputs, Inputs, Substituted>,
            {blocks(Index{plan.batch} * groups.count), static_cast<unsigned>(plan.threads), plan.shared_bytes, stream},
-           groups,
-           ImageShape{plan.shape, plan.swapped, plan.pitch, plan.row_pitch, plan.row_threads, plan.row_groups,
-                      plan.slices});
+           groups, plan.image);
   });
   return true;
 }
@@ -115,65 +113,53 @@ void launch_image(const Plan& plan, const Filter<T>& problem, void* stream) {
 template <class T, int C>
 void launch_strips(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
   using A = Arithmetic<T>;
-  const StripsShape shape{plan.shape.height, plan.shape.width, plan.strips, plan.shape.unit_diagonal};
+  const StripsShape& of = plan.strips;
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     Strips<A> shared{};
-    if (plan.strips > 1) {  // one launch after the other uses the same ones
+    if (of.strips > 1) {  // one launch after the other uses the same ones
       clear(memory.cleared, plan.cleared_bytes, stream);
       shared.ticket = reinterpret_cast<unsigned*>(memory.cleared);
       shared.progress = shared.ticket + 1;
-      shared.edges = static_cast<A*>(memory.rest);
+      shared.edges = memory.edges;
     }
     launch(solve_strips<T, C>,
-           {blocks(Index{plan.batch} * groups.count * plan.strips), static_cast<unsigned>(plan.threads),
+           {blocks(Index{plan.batch} * groups.count * of.strips), static_cast<unsigned>(plan.threads),
             plan.shared_bytes, stream},
-           groups, shape, shared);
+           groups, of, shared);
   });
-}
-
-template <class T>
-bool is_in_place(const Filter<T>& problem) {
-  const auto& any = problem.groups[0];
-  return static_cast<const void*>(any.in.data) == static_cast<const void*>(any.out.data);
 }
 
 template <class T>
 void launch_tiles(const Plan& plan, const Filter<T>& problem, void* stream) {
-  const GroupShape& s = plan.shape;
-  const Index per_image = Index{ceil_div(s.width, plan.tile_width)} * ceil_div(s.height, tile_rows * plan.row_groups) *
-                          ceil_div(s.channels, tile_outputs * plan.output_groups);
+  const TilesShape& of = plan.tiles;
+  const GroupShape& s = of.shape;
+  const Index per_image = Index{ceil_div(s.width, of.width)} * ceil_div(s.height, tile_rows * of.row_groups) *
+                          ceil_div(s.channels, tile_outputs * of.output_groups);
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     launch(conv_tiles<T>,
-           {blocks(Index{plan.batch} * groups.count * per_image), static_cast<unsigned>(plan.tile_threads()),
-            plan.tile_bytes, stream},
-           groups, TilesShape{s, plan.tile_width, plan.row_groups, plan.output_groups}, plan.batch);
+           {blocks(Index{plan.batch} * groups.count * per_image), static_cast<unsigned>(plan.threads),
+            plan.shared_bytes, stream},
+           groups, of, plan.batch);
   });
 }
 
 template <class T>
-void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream,
-                   std::size_t shared_bytes) {
-  using A = Arithmetic<T>;
-  const GroupShape& s = plan.shape;
-  const std::size_t weight_size = plan.weight_bytes / static_cast<std::size_t>(plan.groups) / sizeof(A);
-  const bool in_place = is_in_place(problem);
-  const int pixels_at_once = plan.threads / plan.lanes;
-  const Index pieces = ceil_div(Index{s.height} * s.width, pixels_at_once);
-  // A few pieces to a block, so that a weight is not packed for each.
-  const int per_image = in_place ? 1 : static_cast<int>(std::clamp<Index>(pieces / 4, 1, 1024));
-  const std::size_t waiting = in_place ? plan.waiting_bytes : 0;
-  if (plan.shared_bytes + waiting > shared_bytes) {
+void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory,
+                   const Device& device, void* stream) {
+  const DirectShape& of = plan.direct;
+  if (plan.shared_bytes > device.shared_bytes) {
     throw Error("[conv] expected an output beside the input for so many channels, but got the input itself");
   }
-  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t first) {
-    A* const packed = memory.weights + first * weight_size;
-    if (!plan.weight_in_shared) {
-      launch_pack<T, false>(plan, groups, plan.padded, packed, stream);
+  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
+    const Arithmetic<T>* packed = nullptr;  // one launch after the other uses the same
+    if (!of.weight_in_shared) {
+      launch_pack<T, false>(plan, groups, of.padded, memory.weights, stream);
+      packed = memory.weights;
     }
     launch(conv_direct<T>,
-           {blocks(Index{plan.batch} * groups.count * per_image), static_cast<unsigned>(plan.threads),
-            plan.shared_bytes + waiting, stream},
-           groups, DirectShape{s, plan.lanes, plan.padded, per_image, plan.weight_in_shared, in_place}, packed);
+           {blocks(Index{plan.batch} * groups.count * of.blocks_per_image), static_cast<unsigned>(plan.threads),
+            plan.shared_bytes, stream},
+           groups, of, packed);
   });
 }
 
@@ -194,23 +180,25 @@ void for_launched(const Problem<T>& problem, Each&& each) {
   }
 }
 
+Device device(const Cuda& execution) { return {most_shared_bytes(execution.device)}; }
+
 template <class T>
-Plan plan_for(Operation operation, const Sizes& sizes, bool unit_diagonal, const Cuda& execution) {
-  return plan({most_shared_bytes(execution.device)}, operation, clipped(sizes), unit_diagonal, sizeof(Arithmetic<T>));
+bool is_in_place(const Filter<T>& problem) {
+  const auto& any = problem.groups[0];
+  return static_cast<const void*>(any.in.data) == static_cast<const void*>(any.out.data);
 }
 
 template <class T>
 void run_launched(const Filter<T>& problem, void* workspace, const Cuda& execution) {
-  const Plan plan = plan_for<T>(problem.operation, problem.sizes, problem.unit_diagonal, execution);
+  const Device device = cuda::device(execution);
+  const Plan plan = cuda::plan(device, problem.operation, clipped(problem.sizes), problem.unit_diagonal,
+                               sizeof(Arithmetic<T>), is_in_place(problem));
   const Memory<Arithmetic<T>> memory(plan, workspace);
   switch (plan.kernel) {
     case Kernel::tiles:
-      if (!is_in_place(problem)) {
-        return launch_tiles(plan, problem, execution.stream);
-      }
-      [[fallthrough]];
+      return launch_tiles(plan, problem, execution.stream);
     case Kernel::direct:
-      return launch_direct(plan, problem, memory, execution.stream, most_shared_bytes(execution.device));
+      return launch_direct(plan, problem, memory, device, execution.stream);
     case Kernel::strips:
       switch (plan.shape.channels) {
         case 1:
@@ -242,37 +230,38 @@ template <class T>
 void run_launched(const Correlation<T>& problem, void* workspace, const Cuda& execution) {
   const Sizes& sizes = problem.sizes;
   Plan plan{};  // without pixels there is nothing to sum, and the result is 0
-  plan.shape.channels = narrowed(sizes.channels, "channels");
+  plan.sums.shape.channels = narrowed(sizes.channels, "channels");
   if (!is_empty(sizes)) {
-    plan = plan_for<T>(Operation::weight_grad, sizes, problem.unit_diagonal, execution);
+    plan = cuda::plan(device(execution), Operation::weight_grad, clipped(sizes), problem.unit_diagonal,
+                      sizeof(Arithmetic<T>));
   }
-  GroupShape full = plan.shape;
-  full.kernel_height = narrowed(sizes.kernel_height, "rows of taps");
-  full.kernel_width = narrowed(sizes.kernel_width, "columns of taps");
-  const int entries =
-      narrowed(Index{full.channels} * full.channels * full.kernel_height * full.kernel_width, "entries of a weight");
-  const SumsShape shape{plan.shape,  plan.batch,   plan.parts,  plan.units, plan.span,
-                        plan.inputs, plan.outputs, plan.slices, full,       problem.negative};
+  SumsShape& of = plan.sums;
+  of.negative = problem.negative;
+  of.full = of.shape;
+  of.full.kernel_height = narrowed(sizes.kernel_height, "rows of taps");
+  of.full.kernel_width = narrowed(sizes.kernel_width, "columns of taps");
+  const int entries = narrowed(
+      Index{of.full.channels} * of.full.channels * of.full.kernel_height * of.full.kernel_width, "entries of a weight");
   auto* const sums = static_cast<double*>(workspace);
   for_groups<CorrelationGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
-    if (plan.parts > 0) {
-      const GroupShape& s = plan.shape;
-      const Index tiles = Index{ceil_div(s.channels, plan.inputs)} * ceil_div(s.channels, sums_outputs * plan.outputs) *
-                          ceil_div(s.kernel_height, plan.square) * ceil_div(s.kernel_width, plan.square);
-      launch(plan.square == 1 ? sum_parts<T, 1> : sum_parts<T, 3>,
-             {blocks(tiles * groups.count * plan.parts), static_cast<unsigned>(plan.threads), plan.shared_bytes,
+    if (of.parts > 0) {
+      const GroupShape& s = of.shape;
+      const Index tiles = Index{ceil_div(s.channels, of.inputs)} * ceil_div(s.channels, sums_outputs * of.outputs) *
+                          ceil_div(s.kernel_height, of.square) * ceil_div(s.kernel_width, of.square);
+      launch(of.square == 1 ? sum_parts<T, 1> : sum_parts<T, 3>,
+             {blocks(tiles * groups.count * of.parts), static_cast<unsigned>(plan.threads), plan.shared_bytes,
               execution.stream},
-             groups, shape, sums);
+             groups, of, sums);
     }
     // Threads that share an entry's parts.
-    const int shares = static_cast<int>(std::bit_floor(static_cast<unsigned>(std::clamp(plan.parts, 1, 32))));
+    const int shares = static_cast<int>(std::bit_floor(static_cast<unsigned>(std::clamp(of.parts, 1, 32))));
     const int at_once = std::min(sums_threads / shares, rounded_up(entries, 32));
     const int threads = shares * at_once;
     const Index per_group = ceil_div(entries, at_once);
     launch(add_parts<T>,
            {blocks(per_group * groups.count), static_cast<unsigned>(threads),
             static_cast<std::size_t>(threads) * sizeof(double), execution.stream},
-           groups, shape, at_once, static_cast<unsigned>(per_group), static_cast<const double*>(sums));
+           groups, of, at_once, static_cast<unsigned>(per_group), static_cast<const double*>(sums));
   });
 }
 
@@ -280,7 +269,7 @@ void run_launched(const Correlation<T>& problem, void* workspace, const Cuda& ex
 
 template <class T>
 std::size_t workspace_size(Operation operation, const Sizes& sizes, const Cuda& execution) {
-  return is_empty(sizes) ? 0 : plan_for<T>(operation, sizes, true, execution).workspace_bytes();
+  return is_empty(sizes) ? 0 : workspace_bytes(device(execution), operation, clipped(sizes), sizeof(Arithmetic<T>));
 }
 
 template <class T>

@@ -10,12 +10,6 @@
 
 namespace invconv::detail::cuda {
 
-struct DirectShape {
-  GroupShape shape;
-  int lanes, padded, blocks_per_image;
-  bool weight_in_shared, in_place;
-};
-
 template <class T>
 __global__ void __launch_bounds__(256, 1)
     conv_direct(Groups<FilterGroup<T>> groups, DirectShape of, const Arithmetic<T>* packed) {

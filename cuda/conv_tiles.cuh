@@ -10,11 +10,6 @@ namespace invconv::detail::cuda {
 
 /// A tile has `width` columns and tile_rows rows for each of `row_groups`, and tile_outputs outputs for each of
 /// `output_groups`.
-struct TilesShape {
-  GroupShape shape;
-  int width, row_groups, output_groups;
-};
-
 template <class T>
 __global__ void __launch_bounds__(tile_threads, 2) conv_tiles(Groups<FilterGroup<T>> groups, TilesShape of, int batch) {
   using A = Arithmetic<T>;

@@ -33,10 +33,8 @@ int launches(const Plan& plan) {
       return 1;
     case Kernel::block:
     case Kernel::direct:
-    case Kernel::strips: {
-      const bool packs = plan.kernel != Kernel::strips && !plan.weight_in_shared;
-      return 1 + (packs ? 1 : 0) + (plan.cleared_bytes > 0 ? 1 : 0);
-    }
+    case Kernel::strips:  // a weight is packed, the workspace cleared
+      return 1 + (plan.weight_bytes > 0 ? 1 : 0) + (plan.cleared_bytes > 0 ? 1 : 0);
     case Kernel::sums:
       break;
   }
@@ -50,10 +48,8 @@ PlanInfo describe(Operation operation, const Sizes& sizes, const Cuda& execution
   const Device device{shared_bytes > 0 ? shared_bytes : most_shared_bytes(execution.device)};
   const Plan chosen = plan(device, operation, clipped(sizes), true, sizeof(Arithmetic<T>));
   constexpr int most = Groups<FilterGroup<T>>::most;
-  const bool is_tiles = chosen.kernel == Kernel::tiles;
-  return {name(chosen.kernel), is_tiles ? chosen.tile_threads() : chosen.threads,
-          launches(chosen) * ceil_div(chosen.groups, most), is_tiles ? chosen.tile_bytes : chosen.shared_bytes,
-          chosen.workspace_bytes()};
+  return {name(chosen.kernel), chosen.threads, launches(chosen) * ceil_div(chosen.groups, most), chosen.shared_bytes,
+          workspace_bytes(device, operation, clipped(sizes), sizeof(Arithmetic<T>))};
 }
 
 #define INVCONV_INSTANTIATE(T) template PlanInfo describe<T>(Operation, const Sizes&, const Cuda&, std::size_t);

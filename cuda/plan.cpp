@@ -21,16 +21,16 @@ std::size_t product(std::size_t element, std::initializer_list<std::int64_t> siz
   return element;
 }
 
-/// What a block has of shared memory beside its weight is known.
-void plan_weight(Plan& plan, const Device& device, int padded, std::size_t element) {
+/// Whether a block has its weight in shared memory; what it has there beside it is known.
+bool plan_weight(Plan& plan, const Device& device, int padded, std::size_t element) {
   const GroupShape& s = plan.shape;
-  const std::size_t bytes = product(element, {s.kernel_height, s.kernel_width, s.channels, padded});
-  plan.weight_in_shared = plan.shared_bytes + plan.waiting_bytes + aligned(bytes) <= device.shared_bytes;
-  if (plan.weight_in_shared) {
-    plan.shared_bytes += aligned(bytes);
-  } else {
-    plan.weight_bytes = aligned(bytes) * static_cast<std::size_t>(plan.groups);
+  const std::size_t bytes = aligned(product(element, {s.kernel_height, s.kernel_width, s.channels, padded}));
+  if (plan.shared_bytes + bytes <= device.shared_bytes) {
+    plan.shared_bytes += bytes;
+    return true;
   }
+  plan.weight_bytes = bytes * static_cast<std::size_t>(plan.groups);
+  return false;
 }
 
 /// The least one that is not below `size`.
@@ -71,17 +71,16 @@ void plan_block(Plan& plan, const Device& device, std::size_t element) {
   plan.shared_bytes = block_header_bytes;
   if (b.strips > 1) {
     plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * b.strips}));
-    plan.rest_bytes = plan.edges_bytes = aligned(product(element, {chains, b.strips, b.edge_size()}));
+    plan.edges_bytes = aligned(product(element, {chains, b.strips, b.edge_size()}));
   }
   const std::size_t kept = product(element, {b.history_size() + b.ring_size()});
   b.history_in_shared = plan.shared_bytes + kept <= device.shared_bytes;
   if (b.history_in_shared) {
     plan.shared_bytes += kept;
   } else {
-    plan.rest_bytes += product(kept, {chains, b.strips});
+    plan.rest_bytes = product(kept, {chains, b.strips});
   }
-  plan_weight(plan, device, b.padded, element);
-  b.weight_in_shared = plan.weight_in_shared;
+  b.weight_in_shared = plan_weight(plan, device, b.padded, element);
 }
 
 /// Of channels that a warp substitutes a lane has two.
@@ -112,13 +111,13 @@ ImageVariant image_variant(const GroupShape& s, std::size_t element) {
 /// Whether an image fits; the plan is complete then.
 bool plan_image(Plan& plan, const Device& device, std::size_t element) {
   const ImageVariant variant = image_variant(plan.shape, element);
-  Plan image = plan;
+  ImageShape image{};
+  image.variant = variant;
+  image.shape = plan.shape;
   GroupShape& s = image.shape;
   if (variant.taps == 0 || std::min(s.height, s.width) > image_rows) {
     return false;
   }
-  image.kernel = Kernel::image;
-  image.variant = variant;
   image.swapped = s.height > s.width;
   if (image.swapped) {
     std::swap(s.height, s.width);
@@ -145,13 +144,15 @@ bool plan_image(Plan& plan, const Device& device, std::size_t element) {
   const std::int64_t elements = s.height * row_pitch +
                                 std::int64_t{std::max(variant.substituted, s.channels)} * image.pitch +
                                 std::max(parts, weight);
-  image.shared_bytes = product(element, {elements});
-  if (image.shared_bytes > device.shared_bytes) {
+  const std::size_t bytes = product(element, {elements});
+  if (bytes > device.shared_bytes) {
     return false;
   }
   image.row_pitch = static_cast<int>(row_pitch);
-  image.threads = rounded_up(image.row_groups * image.row_threads, 32) + substituting;
-  plan = image;
+  plan.kernel = Kernel::image;
+  plan.image = image;
+  plan.shared_bytes = bytes;
+  plan.threads = rounded_up(image.row_groups * image.row_threads, 32) + substituting;
   return true;
 }
 
@@ -170,30 +171,39 @@ bool plan_strips(Plan& plan, const Device& device, std::size_t element) {
   plan.kernel = Kernel::strips;
   plan.threads = 32;
   plan.shared_bytes = bytes;
-  plan.strips = ceil_div(s.height, rows);
-  if (plan.strips > 1) {
+  plan.strips = {s.height, s.width, ceil_div(s.height, rows), s.unit_diagonal};
+  if (plan.strips.strips > 1) {
     const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
-    plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * plan.strips}));
-    plan.rest_bytes = aligned(product(element, {chains, plan.strips, edges, s.channels, s.width}));
+    plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * plan.strips.strips}));
+    plan.edges_bytes = aligned(product(element, {chains, plan.strips.strips, edges, s.channels, s.width}));
   }
   return true;
 }
 
-void plan_direct(Plan& plan, const Device& device, std::size_t element) {
+void plan_direct(Plan& plan, const Device& device, std::size_t element, bool in_place) {
   const GroupShape& s = plan.shape;
   plan.kernel = Kernel::direct;
-  plan.lanes = std::min(32, power_of_two(s.channels));
-  const auto waiting = [&](int threads) { return aligned(product(element, {threads / plan.lanes, s.channels})); };
-  for (plan.threads = 256; plan.threads > 32 && waiting(plan.threads) > device.shared_bytes / 2;) {
-    plan.threads /= 2;
+  DirectShape& d = plan.direct;
+  d.shape = s;
+  d.in_place = in_place;
+  d.lanes = std::min(32, power_of_two(s.channels));
+  d.padded = rounded_up(s.channels, d.lanes);
+  plan.threads = 256;
+  if (in_place) {  // the results of a piece wait
+    const auto waiting = [&] { return aligned(product(element, {plan.threads / d.lanes, s.channels})); };
+    while (plan.threads > 32 && waiting() > device.shared_bytes / 2) {
+      plan.threads /= 2;
+    }
+    plan.shared_bytes = waiting();
   }
-  plan.waiting_bytes = waiting(plan.threads);
-  plan.padded = rounded_up(s.channels, plan.lanes);
-  plan_weight(plan, device, plan.padded, element);
+  d.weight_in_shared = plan_weight(plan, device, d.padded, element);
+  // A few pieces to a block, so that a weight is not packed for each.
+  const std::int64_t pieces = ceil_div(std::int64_t{s.height} * s.width, plan.threads / d.lanes);
+  d.blocks_per_image = in_place ? 1 : static_cast<int>(std::clamp<std::int64_t>(pieces / 4, 1, 1024));
 }
 
-/// Keeps the plan as it is where nothing fits.
-void plan_tiles(Plan& plan, const Device& device, std::size_t element) {
+/// Whether tiles fit; the plan is complete then.
+bool plan_tiles(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
   const int width = fair_share(s.width, 32);
   const int most_rows = ceil_div(s.height, tile_rows), most_outputs = ceil_div(s.channels, tile_outputs);
@@ -205,18 +215,17 @@ void plan_tiles(Plan& plan, const Device& device, std::size_t element) {
                                                            tile_pitch(tile_rows * rows + s.kernel_height - 1)});
       if (bytes <= device.shared_bytes) {
         plan.kernel = Kernel::tiles;
-        plan.tile_width = width;
-        plan.row_groups = rows;
-        plan.output_groups = outputs;
-        plan.tile_bytes = bytes;
-        return;
+        plan.tiles = {s, width, rows, outputs};
+        plan.threads = rounded_up(width * rows * outputs, 32);
+        plan.shared_bytes = bytes;
+        return true;
       }
       if (rows == 1) {
         break;
       }
     }
     if (outputs == 1) {
-      return;
+      return false;
     }
   }
 }
@@ -225,37 +234,40 @@ void plan_tiles(Plan& plan, const Device& device, std::size_t element) {
 void plan_sums(Plan& plan, int groups, std::size_t element) {
   const GroupShape& s = plan.shape;
   plan.kernel = Kernel::sums;
-  plan.square = s.kernel_height == 1 && s.kernel_width == 1 ? 1 : 3;
-  plan.inputs = fair_share(s.channels, 16);
-  plan.outputs = fair_share(ceil_div(s.channels, sums_outputs), 16);
-  const int pairs = plan.inputs * plan.outputs;
-  plan.span = fair_share(s.width, pairs > 16 ? 16 : 8);
-  plan.units = narrowed(std::int64_t{plan.batch} * ceil_div(s.height, sums_rows) * ceil_div(s.width, plan.span),
+  SumsShape& sums = plan.sums;
+  sums.shape = s;
+  sums.batch = plan.batch;
+  sums.square = s.kernel_height == 1 && s.kernel_width == 1 ? 1 : 3;
+  sums.inputs = fair_share(s.channels, 16);
+  sums.outputs = fair_share(ceil_div(s.channels, sums_outputs), 16);
+  const int pairs = sums.inputs * sums.outputs;
+  sums.span = fair_share(s.width, pairs > 16 ? 16 : 8);
+  sums.units = narrowed(std::int64_t{plan.batch} * ceil_div(s.height, sums_rows) * ceil_div(s.width, sums.span),
                         "units of pixels");
 
   // Every device has that much shared memory.
   constexpr std::size_t most_shared = 48 * 1024;
-  const int halo = plan.square - 1;
+  const int halo = sums.square - 1;
   const std::size_t unit =
       sums_unit_bytes +
-      element * static_cast<std::size_t>(plan.inputs * sums_line(sums_rows + halo, plan.span + halo) +
-                                         sums_outputs * plan.outputs * sums_line(sums_rows, plan.span));
-  plan.slices = std::min({sums_threads / pairs, static_cast<int>(most_shared / unit), plan.units});
-  plan.threads = rounded_up(plan.slices * pairs, 32);
-  const std::size_t passed = product(sizeof(double), {sums_outputs, plan.square, plan.square, pairs, plan.slices / 2});
-  const std::size_t slices = static_cast<std::size_t>(plan.slices);
+      element * static_cast<std::size_t>(sums.inputs * sums_line(sums_rows + halo, sums.span + halo) +
+                                         sums_outputs * sums.outputs * sums_line(sums_rows, sums.span));
+  sums.slices = std::min({sums_threads / pairs, static_cast<int>(most_shared / unit), sums.units});
+  plan.threads = rounded_up(sums.slices * pairs, 32);
+  const std::size_t passed = product(sizeof(double), {sums_outputs, sums.square, sums.square, pairs, sums.slices / 2});
+  const std::size_t slices = static_cast<std::size_t>(sums.slices);
   plan.shared_bytes = std::max(slices * unit, slices * sums_unit_bytes + passed);
 
   // Two blocks for each processor of a large device, but no part without a unit for each of its threads, and a few
   // megabytes of sums at most, unless one part alone takes more.
-  const std::size_t sums = product(sizeof(double), {s.channels, s.channels, s.kernel_height, s.kernel_width});
-  const std::int64_t tiles = std::int64_t{ceil_div(s.channels, plan.inputs)} *
-                             ceil_div(s.channels, sums_outputs * plan.outputs) *
-                             ceil_div(s.kernel_height, plan.square) * ceil_div(s.kernel_width, plan.square) * groups;
-  const auto most = static_cast<std::int64_t>((std::size_t{16} << 20) / (sums * static_cast<std::size_t>(groups)));
-  plan.parts = static_cast<int>(
-      std::max<std::int64_t>(1, std::min({most, 264 / tiles, std::int64_t{ceil_div(plan.units, plan.slices)}})));
-  plan.rest_bytes = aligned(product(sums, {plan.groups, plan.parts}));
+  const std::size_t bytes = product(sizeof(double), {s.channels, s.channels, s.kernel_height, s.kernel_width});
+  const std::int64_t tiles = std::int64_t{ceil_div(s.channels, sums.inputs)} *
+                             ceil_div(s.channels, sums_outputs * sums.outputs) *
+                             ceil_div(s.kernel_height, sums.square) * ceil_div(s.kernel_width, sums.square) * groups;
+  const auto most = static_cast<std::int64_t>((std::size_t{16} << 20) / (bytes * static_cast<std::size_t>(groups)));
+  sums.parts = static_cast<int>(
+      std::max<std::int64_t>(1, std::min({most, 264 / tiles, std::int64_t{ceil_div(sums.units, sums.slices)}})));
+  plan.rest_bytes = aligned(product(bytes, {plan.groups, sums.parts}));
 }
 
 }  // namespace
@@ -267,7 +279,8 @@ int narrowed(std::int64_t size, const char* what) {
   return static_cast<int>(size);
 }
 
-Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element) {
+Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element,
+          bool in_place) {
   Plan plan{};
   plan.shape = {narrowed(sizes.channels, "channels"),
                 narrowed(sizes.height, "rows"),
@@ -279,14 +292,20 @@ Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool un
   plan.groups = sizes.weights == 1 ? groups : images;
   plan.batch = sizes.weights == 1 ? images : 1;
   if (operation == Operation::conv) {
-    plan_direct(plan, device, element);
-    plan_tiles(plan, device, element);
+    if (in_place || !plan_tiles(plan, device, element)) {
+      plan_direct(plan, device, element, in_place);
+    }
   } else if (operation == Operation::weight_grad) {
     plan_sums(plan, groups, element);
   } else if (!plan_strips(plan, device, element) && !plan_image(plan, device, element)) {
     plan_block(plan, device, element);
   }
   return plan;
+}
+
+std::size_t workspace_bytes(const Device& device, Operation operation, const Sizes& sizes, std::size_t element) {
+  return std::max(plan(device, operation, sizes, true, element, false).workspace_bytes(),
+                  plan(device, operation, sizes, true, element, true).workspace_bytes());
 }
 
 }  // namespace invconv::detail::cuda

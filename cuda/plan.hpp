@@ -47,6 +47,16 @@ struct ImageVariant {
   }
 };
 
+struct ImageShape {
+  GroupShape shape;  // with height <= width, or swapped
+  ImageVariant variant;
+  bool swapped;
+  int pitch, row_pitch;  // elements from a pixel to the next, and from a row to the next
+  int row_threads;       // threads that share a row
+  int row_groups;        // rows that are summed at once
+  int slices;
+};
+
 /// How solve_block goes through an image: `lanes` threads have `pixels` pixels of a diagonal, each `outputs` channels
 /// of them at a time.
 struct BlockShape {
@@ -71,34 +81,49 @@ struct BlockShape {
   constexpr std::int64_t edge_size() const { return std::int64_t{edge_rows()} * width * pitch; }
 };
 
+struct StripsShape {
+  int height, width, strips;
+  bool unit_diagonal;
+};
+
+struct DirectShape {
+  GroupShape shape;
+  int lanes;   // that share a pixel
+  int padded;  // output channels of a packed weight
+  int blocks_per_image;
+  bool weight_in_shared, in_place;
+};
+
+struct TilesShape {
+  GroupShape shape;
+  int width, row_groups, output_groups;
+};
+
+struct SumsShape {
+  GroupShape shape;
+  int batch, parts, units, span, inputs, outputs, slices;
+  int square;       // a block has square x square taps
+  GroupShape full;  // with taps outside of every image, whose derivatives are 0
+  bool negative;
+};
+
 struct Plan {
   Kernel kernel;
   GroupShape shape;
   int groups, batch;  // of a launch: with one weight for each image, the images of a group and 1
-  int threads;        // of a block
-  BlockShape block{};
-  int lanes = 0;   // direct: lanes that share a pixel
-  int padded = 0;  // direct: output channels of a packed weight
-  int strips = 0;  // strips: of an image
-  // image:
-  ImageVariant variant{};
-  bool swapped = false;  // whether its rows are the columns
-  int pitch = 0, row_pitch = 0, row_threads = 0;
-  int row_groups = 0;                                           // image, tiles
-  int tile_width = 0, output_groups = 0;                        // tiles
-  int slices = 0;                                               // image, sums
-  int parts = 0, units = 0, span = 0, inputs = 0, outputs = 0;  // sums
-  int square = 0;                                               // sums: a block has square x square taps
-  bool weight_in_shared = false;                                // block, direct
+  int threads = 0;    // of a block
   std::size_t shared_bytes = 0;
-  std::size_t edges_bytes = 0;    // block: of the workspace's rest, at its beginning
-  std::size_t waiting_bytes = 0;  // direct: more of them, where the result is written over the input
-  std::size_t tile_bytes = 0;     // tiles: in place of them; direct's plan is there too, for results over their input
-  // Bytes of the workspace, from its beginning: what is cleared first, packed weights, and the rest.
-  std::size_t cleared_bytes = 0, weight_bytes = 0, rest_bytes = 0;
+  // Bytes of the workspace, from its beginning: what is cleared first, packed weights, what strips hand down, the rest.
+  std::size_t cleared_bytes = 0, weight_bytes = 0, edges_bytes = 0, rest_bytes = 0;
+  // That of the kernel:
+  ImageShape image{};
+  BlockShape block{};
+  StripsShape strips{};
+  DirectShape direct{};
+  TilesShape tiles{};
+  SumsShape sums{};
 
-  int tile_threads() const { return rounded_up(tile_width * row_groups * output_groups, 32); }
-  std::size_t workspace_bytes() const { return cleared_bytes + weight_bytes + rest_bytes; }
+  std::size_t workspace_bytes() const { return cleared_bytes + weight_bytes + edges_bytes + rest_bytes; }
 };
 
 /// strips: the most channels, and the taps of a side.
@@ -155,6 +180,11 @@ int narrowed(std::int64_t size, const char* what);
 /// `sizes` are clipped and not empty; `element` is the bytes of the arithmetic. It does not depend on the batch which
 /// kernel it is. With one weight for each image there is a launch for each group, and each image is planned as it is by
 /// itself, so that it has the same bits.
-Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element);
+/// conv over its input may ask for more shared memory than there is: then there is no kernel for it.
+Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element,
+          bool in_place = false);
+
+/// Of a call, whether it is in place or not.
+std::size_t workspace_bytes(const Device& device, Operation operation, const Sizes& sizes, std::size_t element);
 
 }  // namespace invconv::detail::cuda

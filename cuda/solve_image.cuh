@@ -15,15 +15,6 @@
 
 namespace invconv::detail::cuda {
 
-struct ImageShape {
-  GroupShape shape;  // with height <= width, or swapped
-  bool swapped;
-  int pitch, row_pitch;  // elements from a pixel to the next, and from a row to the next
-  int row_threads;       // threads that share a row
-  int row_groups;        // rows that are summed at once
-  int slices;
-};
-
 /// Calls `each(row, column, channel)` for all of an image, a warp with 4 channels of 8 columns at a time: whole sectors
 /// of global memory, and all banks of shared memory.
 template <class Each>

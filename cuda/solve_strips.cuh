@@ -15,11 +15,6 @@
 
 namespace invconv::detail::cuda {
 
-struct StripsShape {
-  int height, width, strips;
-  bool unit_diagonal;
-};
-
 /// The strips' shared state: null where there is one strip to an image.
 template <class A>
 struct Strips {

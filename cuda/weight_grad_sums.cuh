@@ -22,13 +22,6 @@ inline constexpr int sums_resident = 1;
 inline constexpr int sums_resident = 2;
 #endif
 
-struct SumsShape {
-  GroupShape shape;
-  int batch, parts, units, span, inputs, outputs, slices;
-  GroupShape full;  // with taps outside of every image, whose derivatives are 0
-  bool negative;
-};
-
 __device__ inline Index sums_size(const GroupShape& s) {
   return Index{s.channels} * s.channels * s.kernel_height * s.kernel_width;
 }

@@ -193,7 +193,7 @@ TYPED_TEST(Kernels, SolveByBlocks) {
       if (plan.kernel != Kernel::block) {
         continue;
       }
-      if (plan.weight_in_shared && plan.block.history_in_shared) {
+      if (plan.block.weight_in_shared && plan.block.history_in_shared) {
         // Shared memory for everything, for the history alone, for the weight alone or for neither.
         constexpr std::size_t header = detail::cuda::block_header_bytes;
         const std::size_t history = static_cast<std::size_t>(plan.block.history_size()) * plan_element<TypeParam>;
@@ -201,7 +201,7 @@ TYPED_TEST(Kernels, SolveByBlocks) {
             random.pick(std::array{plan.shared_bytes, header + history, plan.shared_bytes - history, header});
         plan = plan_of<TypeParam>(Operation::solve, problem);
       }
-      seen.emplace(plan.weight_in_shared, plan.block.history_in_shared);
+      seen.emplace(plan.block.weight_in_shared, plan.block.history_in_shared);
     }
     SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
     check_filter<TypeParam>(Operation::solve, problem, random);
@@ -240,7 +240,7 @@ TYPED_TEST(Kernels, SolveByStripsOfBlocks) {
       continue;
     }
     ASSERT_GT(plan.block.strips, 1);
-    seen.insert({plan.weight_in_shared, plan.block.history_in_shared, plan.shape.channels > 64,
+    seen.insert({plan.block.weight_in_shared, plan.block.history_in_shared, plan.shape.channels > 64,
                  plan.block.above() > plan.block.rows});
     check_filter<TypeParam>(Operation::solve, problem, random);
     ++done;
@@ -263,9 +263,10 @@ TYPED_TEST(Kernels, SolveByImages) {
     if (plan.kernel != Kernel::image) {
       continue;
     }
-    variants.insert({plan.variant.taps, plan.variant.outputs, plan.variant.inputs, plan.variant.substituted});
-    swapped.insert(plan.swapped);
-    rows_at_once.insert(plan.row_groups < plan.shape.height);
+    variants.insert({plan.image.variant.taps, plan.image.variant.outputs, plan.image.variant.inputs,
+                     plan.image.variant.substituted});
+    swapped.insert(plan.image.swapped);
+    rows_at_once.insert(plan.image.row_groups < plan.image.shape.height);
     check_filter<TypeParam>(Operation::solve, problem, random);
     ++done;
     if (this->HasFatalFailure()) {
@@ -422,9 +423,10 @@ TYPED_TEST(Kernels, Conv) {
       const auto plan = plan_of<TypeParam>(Operation::conv, problem);
       if (plan.kernel == Kernel::tiles) {
         seen.insert("tiles");
-        seen.insert(plan.tile_width < plan.shape.width ? "several across" : "one across");
-        seen.insert(plan.row_groups * detail::cuda::tile_rows < plan.shape.height ? "several down" : "one down");
-        seen.insert(plan.output_groups * detail::cuda::tile_outputs < plan.shape.channels ? "some outputs" : "all");
+        seen.insert(plan.tiles.width < plan.shape.width ? "several across" : "one across");
+        seen.insert(plan.tiles.row_groups * detail::cuda::tile_rows < plan.shape.height ? "several down" : "one down");
+        seen.insert(plan.tiles.output_groups * detail::cuda::tile_outputs < plan.shape.channels ? "some outputs"
+                                                                                                : "all");
       } else {
         seen.insert("direct");
       }
@@ -448,12 +450,15 @@ TYPED_TEST(Kernels, WeightGrad) {
     SCOPED_TRACE(::testing::Message() << problem);
     if (!is_empty(problem)) {
       const auto plan = plan_of<TypeParam>(Operation::weight_grad, problem);
-      seen.insert(plan.parts > 1 ? "parts" : "one part");
-      seen.insert(plan.slices > 1 ? "slices" : "one slice");
-      seen.insert(plan.units % (plan.parts * plan.slices) > 0 ? "cut" : "whole");
-      seen.insert(plan.square == 1 ? "one tap" : plan.shape.kernel_width > plan.square ? "tiles of taps" : "one tile");
-      seen.insert(plan.inputs < plan.shape.channels ? "some inputs" : "all inputs");
-      seen.insert(plan.outputs * detail::cuda::sums_outputs < plan.shape.channels ? "some outputs" : "all outputs");
+      seen.insert(plan.sums.parts > 1 ? "parts" : "one part");
+      seen.insert(plan.sums.slices > 1 ? "slices" : "one slice");
+      seen.insert(plan.sums.units % (plan.sums.parts * plan.sums.slices) > 0 ? "cut" : "whole");
+      seen.insert(plan.sums.square == 1                        ? "one tap"
+                  : plan.shape.kernel_width > plan.sums.square ? "tiles of taps"
+                                                               : "one tile");
+      seen.insert(plan.sums.inputs < plan.shape.channels ? "some inputs" : "all inputs");
+      seen.insert(plan.sums.outputs * detail::cuda::sums_outputs < plan.shape.channels ? "some outputs"
+                                                                                       : "all outputs");
     }
     check_weight_grad<TypeParam>(problem, random);
     if (this->HasFatalFailure()) {
@@ -472,8 +477,8 @@ TYPED_TEST(Kernels, WeightGradOfManyPixels) {
   how.groups = 133;
   const Problem problem = make_problem({1, how.groups * 9, 100, 32}, 1, 1, how);
   const auto plan = plan_of<TypeParam>(Operation::weight_grad, problem);
-  ASSERT_EQ(plan.parts, 1);
-  ASSERT_GT(plan.units / plan.slices * detail::cuda::sums_rows * plan.span, detail::cuda::sums_chain);
+  ASSERT_EQ(plan.sums.parts, 1);
+  ASSERT_GT(plan.sums.units / plan.sums.slices * detail::cuda::sums_rows * plan.sums.span, detail::cuda::sums_chain);
   check_weight_grad<TypeParam>(problem, random);
 #endif
 }
@@ -710,9 +715,9 @@ TEST(Mistakes, AMissingBarrierOfConvIsFound) {
 /// The bits of weight_grad, as results() has them, where a part has `stages` stages of 5 units each.
 std::set<std::vector<float>> sums(const Problem& problem, int stages, int dropped_barrier) {
   const auto plan = plan_of<float>(Operation::weight_grad, problem);
-  EXPECT_EQ(plan.parts, 1);
-  EXPECT_EQ(plan.slices, 5);
-  EXPECT_EQ(plan.units, 5 * stages);
+  EXPECT_EQ(plan.sums.parts, 1);
+  EXPECT_EQ(plan.sums.slices, 5);
+  EXPECT_EQ(plan.sums.units, 5 * stages);
   Random random(13);
   const Array<float> x(random_images(random, problem.image), contiguous);
   const Array<float> g(random_images(random, problem.image), contiguous);
