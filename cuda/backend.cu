@@ -57,27 +57,32 @@ void launch_pack(const Plan& plan, const Groups<FilterGroup<T>>& groups, int pad
          packed);
 }
 
+/// For one launch after the other.
+template <class A>
+Pipeline<A> cleared_pipeline(const Plan& plan, const Memory<A>& memory, void* stream) {
+  if (plan.cleared_bytes == 0) {
+    return {};
+  }
+  clear(memory.cleared, plan.cleared_bytes, stream);
+  auto* const ticket = reinterpret_cast<unsigned*>(memory.cleared);
+  return {ticket, ticket + 1, memory.edges};
+}
+
 template <class T, int Outputs>
 void launch_block(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
   using A = Arithmetic<T>;
   const BlockShape& of = plan.block;
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
-    BlockMemory<A> shared{};  // one launch after the other uses the same
+    const A* packed = nullptr;  // one launch after the other uses the same
     if (!of.weight_in_shared) {
       launch_pack<T, true>(plan, groups, of.padded, memory.weights, stream);
-      shared.packed = memory.weights;
+      packed = memory.weights;
     }
-    shared.kept = static_cast<A*>(memory.rest);
-    if (of.strips > 1) {
-      clear(memory.cleared, plan.cleared_bytes, stream);
-      shared.ticket = reinterpret_cast<unsigned*>(memory.cleared);
-      shared.progress = shared.ticket + 1;
-      shared.edges = memory.edges;
-    }
+    const auto pipeline = cleared_pipeline(plan, memory, stream);
     launch(solve_block<T, Outputs>,
            {blocks(Index{plan.batch} * groups.count * of.strips), static_cast<unsigned>(plan.threads),
             plan.shared_bytes, stream},
-           groups, of, shared);
+           groups, of, pipeline, packed, static_cast<A*>(memory.rest));
   });
 }
 
@@ -112,20 +117,13 @@ void launch_image(const Plan& plan, const Filter<T>& problem, void* stream) {
 
 template <class T, int C>
 void launch_strips(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
-  using A = Arithmetic<T>;
   const StripsShape& of = plan.strips;
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
-    Strips<A> shared{};
-    if (of.strips > 1) {  // one launch after the other uses the same ones
-      clear(memory.cleared, plan.cleared_bytes, stream);
-      shared.ticket = reinterpret_cast<unsigned*>(memory.cleared);
-      shared.progress = shared.ticket + 1;
-      shared.edges = memory.edges;
-    }
+    const auto pipeline = cleared_pipeline(plan, memory, stream);
     launch(solve_strips<T, C>,
            {blocks(Index{plan.batch} * groups.count * of.strips), static_cast<unsigned>(plan.threads),
             plan.shared_bytes, stream},
-           groups, of, shared);
+           groups, of, pipeline);
   });
 }
 

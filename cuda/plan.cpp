@@ -40,6 +40,16 @@ int power_of_two(int size) { return static_cast<int>(std::bit_ceil(static_cast<u
 /// lie in different banks.
 int odd_fours(int size) { return 4 * (ceil_div(size, 4) | 1); }
 
+/// Strips of an image, of which each hands down so many elements. Returns how many there are of all images.
+std::int64_t plan_pipeline(Plan& plan, int strips, std::int64_t edge_size, std::size_t element) {
+  const std::int64_t all = std::int64_t{plan.batch} * plan.groups * strips;
+  if (strips > 1) {
+    plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + all}));  // the ticket, and what each has handed down
+    plan.edges_bytes = aligned(product(element, {all, edge_size}));
+  }
+  return all;
+}
+
 void plan_block(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
   plan.kernel = Kernel::block;
@@ -67,18 +77,14 @@ void plan_block(Plan& plan, const Device& device, std::size_t element) {
   b.edge_columns = power_of_two(block_columns + std::max(b.above() - 1, 0) + b.before());
   plan.threads = rounded_up(ceil_div(b.rows, b.pixels) * b.lanes, 32);
 
-  const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
+  const std::int64_t strips = plan_pipeline(plan, b.strips, b.edge_size(), element);
   plan.shared_bytes = block_header_bytes;
-  if (b.strips > 1) {
-    plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * b.strips}));
-    plan.edges_bytes = aligned(product(element, {chains, b.strips, b.edge_size()}));
-  }
   const std::size_t kept = product(element, {b.history_size() + b.ring_size()});
   b.history_in_shared = plan.shared_bytes + kept <= device.shared_bytes;
   if (b.history_in_shared) {
     plan.shared_bytes += kept;
   } else {
-    plan.rest_bytes = product(kept, {chains, b.strips});
+    plan.rest_bytes = product(kept, {strips});
   }
   b.weight_in_shared = plan_weight(plan, device, b.padded, element);
 }
@@ -172,11 +178,7 @@ bool plan_strips(Plan& plan, const Device& device, std::size_t element) {
   plan.threads = 32;
   plan.shared_bytes = bytes;
   plan.strips = {s.height, s.width, ceil_div(s.height, rows), s.unit_diagonal};
-  if (plan.strips.strips > 1) {
-    const std::int64_t chains = std::int64_t{plan.batch} * plan.groups;
-    plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + chains * plan.strips.strips}));
-    plan.edges_bytes = aligned(product(element, {chains, plan.strips.strips, edges, s.channels, s.width}));
-  }
+  plan_pipeline(plan, plan.strips.strips, std::int64_t{edges} * s.channels * s.width, element);
   return true;
 }
 

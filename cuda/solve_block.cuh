@@ -9,22 +9,13 @@
 // after lane, by shuffles.
 //
 // An image is one strip if either of its sides is short enough: that one is then called its rows. Otherwise its strips
-// follow each other in a pipeline as in solve_strips: by tickets, and each hands its last rows to the one below by way
-// of the workspace, so many columns at a time.
+// follow each other in a pipeline, to which each hands down its last rows, so many columns at a time:
+// [strip of all][row][column][channel].
 
 #include "packed_weight.cuh"
+#include "pipeline.cuh"
 
 namespace invconv::detail::cuda {
-
-/// Of the workspace.
-template <class A>
-struct BlockMemory {
-  unsigned* ticket;    // null where an image is one strip
-  unsigned* progress;  // [image and group][strip]: columns of its last row that are done
-  A* edges;            // [image and group][strip][row][column][channel]
-  const A* packed;     // null where a block packs its weight
-  A* kept;             // [strip of all]: histories and rings that do not fit in shared memory
-};
 
 /// A block's own: in shared memory, where it takes no registers.
 template <class T>
@@ -300,12 +291,13 @@ class BlockSolver {
 
 template <class T, int Outputs>
 __global__ void __launch_bounds__(block_threads, BlockSolver<T, Outputs>::resident)
-    solve_block(Groups<FilterGroup<T>> groups, BlockShape of, BlockMemory<Arithmetic<T>> memory) {
+    solve_block(Groups<FilterGroup<T>> groups, BlockShape of, Pipeline<Arithmetic<T>> pipeline,
+                const Arithmetic<T>* packed, Arithmetic<T>* histories) {
   using A = Arithmetic<T>;
   static_assert(sizeof(BlockHeader<T>) <= block_header_bytes);
   auto& header = *shared_memory<BlockHeader<T>>();
   if (threadIdx.x == 0) {
-    const Index task = memory.ticket != nullptr ? atomic_add(memory.ticket, 1) : blockIdx.x, chain = task / of.strips;
+    const Index task = pipeline.claim(), chain = task / of.strips;
     header.task = task;
     header.group = {groups.at(static_cast<int>(chain % groups.count)).from_image(chain / groups.count)};
     if (of.swapped) {
@@ -318,30 +310,25 @@ __global__ void __launch_bounds__(block_threads, BlockSolver<T, Outputs>::reside
   A* const shared = shared_memory<A>() + block_header_bytes / sizeof(A);
 
   const Index kept_size = of.history_size() + of.ring_size();
-  A* const kept = of.history_in_shared ? shared : memory.kept + task * kept_size;
-  const A* const weight =
-      block_weight<T, true>(of.shape, header.group.weight, of.padded, of.weight_in_shared, memory.packed, group_index,
-                            shared + (of.history_in_shared ? kept_size : 0));
+  A* const kept = of.history_in_shared ? shared : histories + task * kept_size;
+  const A* const weight = block_weight<T, true>(of.shape, header.group.weight, of.padded, of.weight_in_shared, packed,
+                                                group_index, shared + (of.history_in_shared ? kept_size : 0));
   A *edges = nullptr, *below = nullptr;
-  unsigned* progress = nullptr;
   if (of.strips > 1 && of.above() > 0) {
-    edges = memory.edges + chain * of.strips * of.edge_size();
+    edges = pipeline.edges + chain * of.strips * of.edge_size();
     below = strip + 1 < of.strips ? edges + strip * of.edge_size() : nullptr;
-    progress = memory.progress + chain * of.strips + strip;
   }
   BlockSolver<T, Outputs> solver(header.group, of, strip, weight, kept, strip > 0 ? edges : nullptr, below);
   solver.solve(
       [&](int columns) {
         if (threadIdx.x == 0) {
-          while (load_acquire(progress - 1) < static_cast<unsigned>(columns)) {
-            back_off();
-          }
+          pipeline.wait(task, columns);
         }
         __syncthreads();
       },
       [&](int columns) {
         if (threadIdx.x == 0) {
-          store_release(progress, static_cast<unsigned>(columns));
+          pipeline.hand_down(task, columns);
         }
       });
 }

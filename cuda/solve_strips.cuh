@@ -2,39 +2,24 @@
 
 // solve, 3 x 3 taps and C <= 4 channels, images of any size: a warp has a strip of rows in its lanes, one or two to a
 // lane, each lane one column behind the one above it, so that a step is a piece of an anti-diagonal and the neighbours
-// above come by shuffles. The strips of an image follow each other in a pipeline: the last two rows of each go to the
-// one below by way of the workspace.
+// above come by shuffles. The strips of an image follow each other in a pipeline, to which each hands down its last two
+// rows: [strip of all][the nearest first][channel][column].
 //
 // Every strip_columns steps the warp moves a window of columns on: it writes to global memory those that all lanes have
 // left, results by now, and reads new ones, in whole sectors; what it reads it asks for so many steps before.
-//
-// A warp claims its strip by a ticket, image by image from the top: the strip above has then been claimed before, so
-// that whoever waits for it waits for a warp that runs. (Nobody promises the order in which blocks start.)
 
-#include "problem.cuh"
+#include "pipeline.cuh"
 
 namespace invconv::detail::cuda {
 
-/// The strips' shared state: null where there is one strip to an image.
-template <class A>
-struct Strips {
-  unsigned* ticket;
-  unsigned* progress;  // [image and group][strip]: columns of its last rows that are done
-  A* edges;            // [image and group][strip][the nearest first][channel][column]
-};
-
 template <class T, int C>
 __global__ void __launch_bounds__(32, 1)
-    solve_strips(Groups<FilterGroup<T>> groups, StripsShape s, Strips<Arithmetic<T>> shared) {
+    solve_strips(Groups<FilterGroup<T>> groups, StripsShape s, Pipeline<Arithmetic<T>> pipeline) {
   using A = Arithmetic<T>;
   constexpr int K = strips_kernel, Lanes = 32, R = rows_of_lane(sizeof(A), C), V = Lanes * R;
   constexpr int Chunk = strip_columns, RowsAtOnce = Lanes / Chunk, Edge = (K - 1) * C * Chunk;
   const int lane = static_cast<int>(threadIdx.x);
-  Index task = blockIdx.x;
-  if (shared.ticket != nullptr) {
-    unsigned ticket = lane == 0 ? atomic_add(shared.ticket, 1) : 0;
-    task = __shfl_sync(0xffffffff, ticket, 0);
-  }
+  const Index task = __shfl_sync(0xffffffff, lane == 0 ? pipeline.claim() : 0, 0);
   const Index chain = task / s.strips;
   const int strip = static_cast<int>(task % s.strips);
   const FilterGroup<T> group{groups.at(static_cast<int>(chain % groups.count)).from_image(chain / groups.count)};
@@ -43,8 +28,8 @@ __global__ void __launch_bounds__(32, 1)
   T* const out = group.out.data;
   const Index edge_size = Index{K - 1} * C * s.width;
   const bool has_above = strip > 0, has_below = strip + 1 < s.strips;
-  A* const below = has_below ? shared.edges + (chain * s.strips + strip) * edge_size : nullptr;
-  const A* const above = has_above ? shared.edges + (chain * s.strips + strip - 1) * edge_size : nullptr;
+  A* const below = has_below ? pipeline.edges + task * edge_size : nullptr;
+  const A* const above = has_above ? pipeline.edges + (task - 1) * edge_size : nullptr;
 
   A* const window = shared_memory<A>();          // [channel][row][column % strip_window]
   A* const edge = window + C * V * strip_pitch;  // [the nearest row first][channel][column % Chunk], of the strip above
@@ -102,13 +87,8 @@ __global__ void __launch_bounds__(32, 1)
     }
     if (has_above && chunk * Chunk < s.width) {
       const int enough = (chunk + 1) * Chunk < s.width ? (chunk + 1) * Chunk : s.width;
-      if (lane == 0) {
-        while (seen < static_cast<unsigned>(enough)) {
-          seen = load_acquire(shared.progress + chain * s.strips + strip - 1);
-          if (seen < static_cast<unsigned>(enough)) {
-            back_off();
-          }
-        }
+      if (lane == 0 && seen < static_cast<unsigned>(enough)) {
+        seen = pipeline.wait(task, enough);
       }
       __syncwarp();
       INVCONV_UNROLL
@@ -155,7 +135,7 @@ __global__ void __launch_bounds__(32, 1)
       __syncwarp();
       if (lane == 0) {
         const int done = (chunk + 1) * Chunk < s.width ? (chunk + 1) * Chunk : s.width;
-        store_release(shared.progress + chain * s.strips + strip, static_cast<unsigned>(done));
+        pipeline.hand_down(task, done);
       }
     }
   };
