@@ -13,6 +13,15 @@ import invconv
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+# Files of few tests that take minutes, first of all: else one process would wait for the other.
+LONGEST = ("test_cpp.py", "test_train_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def keep_threads() -> Iterator[None]:
     """Give the number of threads back as it was, whatever the test sets."""
