@@ -320,7 +320,7 @@ TYPED_TEST(Kernels, NoBatchChangesABit) {
 
 TYPED_TEST(Kernels, WeightsAreACallForEachImage) {
   Random random(14);
-  for (int trial = 0; trial < trials / 4; ++trial) {
+  for (int trial = 0; trial < trials / 8; ++trial) {
     most_shared_bytes = random.coin() ? 227 * 1024 : 48 * 1024;
     const int kind = trial % 4;
     const Problem problem = kind == 0   ? random_strips(random)
