@@ -20,7 +20,14 @@ import torch
 
 from invconv import data as datasets
 from invconv import train as training
-from invconv.flows import PRESETS, InverseFlow
+from invconv.flows import (
+    PRESETS,
+    CausalConvolution,
+    Convolution1x1,
+    InverseConvolution,
+    InverseFlow,
+    Reverse,
+)
 
 from .memory import peak as peak_of_process
 from .results import FOLDER, ROOT, Rows
@@ -30,6 +37,8 @@ from .timing import Times, interleaved
 FAMILIES = {"Inverse-Flow": "", "FInC Flow": "-finc", "Glow": "-glow", "RealNVP-style": "-realnvp"}
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+KINDS = ("sample", "mixing", "forward", "step")
 
 SIZES = (16, 32, 64, 128, 256)
 KERNELS = (2, 3, 5, 7, 9, 11)
@@ -86,8 +95,32 @@ def _step(model: InverseFlow, images: torch.Tensor) -> None:
     (-model.bits_per_dim(images).mean()).backward()
 
 
+def _mixing(model: InverseFlow, images: torch.Tensor) -> Callable[[], None]:
+    """What the layers that mix the channels do of a sampling, by themselves."""
+    results: list[tuple[Any, torch.Tensor]] = []
+    kinds = (InverseConvolution, CausalConvolution, Convolution1x1, Reverse)
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, out: results.append((layer, out[0])))
+        for layer in model.modules()
+        if isinstance(layer, kinds)
+    ]
+    _encode(model, images)
+    for hook in hooks:
+        hook.remove()
+
+    @torch.no_grad()
+    def decode() -> None:
+        for layer, z in reversed(results):
+            layer.decode(z)
+
+    return decode
+
+
 def times(models: Mapping[str, InverseFlow], batch: int, seconds: float) -> dict[str, Any]:
-    """Seconds to sample and to encode a batch, and of a training step, all models interleaved."""
+    """Seconds to sample and to encode a batch, and of a training step, all models interleaved.
+
+    And of the part of sampling that is theirs alone, see :func:`_mixing`.
+    """
     shape = next(iter(models.values())).config.image_shape
     images = _images(batch, shape)
 
@@ -97,10 +130,11 @@ def times(models: Mapping[str, InverseFlow], batch: int, seconds: float) -> dict
             "sample": lambda: model.sample(batch, generator=generator),
             "forward": lambda: _encode(model, images),
             "step": lambda: _step(model, images),
+            "mixing": _mixing(model, images),
         }
 
     measured: dict[str, dict[str, Times]] = {name: {} for name in models}
-    for kind in ("sample", "forward", "step"):
+    for kind in KINDS:
         candidates = {name: calls(model)[kind] for name, model in models.items()}
         for name, value in interleaved(candidates, seconds).items():
             measured[name][kind] = value

@@ -545,9 +545,10 @@ def test_times_and_memory_of_families() -> None:
     measured = flows.times(models, 3, 0)
     assert set(measured) == set(flows.FAMILIES)
     for calls in measured.values():
-        assert {kind: value.low > 0 for kind, value in calls.items()} == {
-            "sample": True, "forward": True, "step": True
-        }  # fmt: skip
+        assert {kind: value.low > 0 for kind, value in calls.items()} == dict.fromkeys(
+            flows.KINDS, True
+        )
+        assert calls["mixing"].median < calls["sample"].median
     # A hundred images of 8 x 8 x 4 bytes, and each activation at least once.
     assert flows.memory("tiny", (1, 8, 8)) > 10 * 100 * 8 * 8 * 4
 
@@ -563,8 +564,8 @@ def test_scaling_is_of_two_families() -> None:
 def test_the_page_of_flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows_page, "PAGE", tmp_path / "flows.md")
     run = results.provenance(1) | {"others": None}
-    times = {f"{kind}_ms": 2.0 for kind in ("sample", "forward", "step")}
-    times |= {f"{kind}_ms_quartiles": [1.0, 3.0] for kind in ("sample", "forward", "step")}
+    times = {f"{kind}_ms": 2.0 for kind in flows.KINDS}
+    times |= {f"{kind}_ms_quartiles": [1.0, 3.0] for kind in flows.KINDS}
     speed = {
         f"mnist: {name}": {**times, "parameters": 5, "step_bytes": 7e6} for name in flows.FAMILIES
     }
