@@ -9,9 +9,9 @@
 #include "conv_direct.cuh"
 #include "conv_tiles.cuh"
 #include "plan.hpp"
-#include "solve_block.cuh"
 #include "solve_image.cuh"
 #include "solve_strips.cuh"
+#include "solve_wide.cuh"
 #include "weight_grad_sums.cuh"
 
 namespace invconv::detail::cuda {
@@ -49,6 +49,8 @@ unsigned blocks(Index count) {
   return static_cast<unsigned>(count);
 }
 
+Error missing_kernel() { return Error("[cuda] a kernel that the plan names is missing"); }
+
 template <class T, bool Solve>
 void launch_pack(const Plan& plan, const Groups<FilterGroup<T>>& groups, int padded, Arithmetic<T>* packed,
                  void* stream) {
@@ -68,22 +70,40 @@ Pipeline<A> cleared_pipeline(const Plan& plan, const Memory<A>& memory, void* st
   return {ticket, ticket + 1, memory.edges};
 }
 
-template <class T, int Outputs>
-void launch_block(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
-  using A = Arithmetic<T>;
-  const BlockShape& of = plan.block;
+/// Calls `each(groups, launch, pipeline, packed)`, where `packed` is null if blocks pack the weight themselves.
+template <class T, class Each>
+void for_block_strips(const Plan& plan, const BlockShape& of, const Filter<T>& problem,
+                      const Memory<Arithmetic<T>>& memory, void* stream, Each&& each) {
   for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
-    const A* packed = nullptr;  // one launch after the other uses the same
-    if (!of.weight_in_shared) {
+    const Arithmetic<T>* packed = nullptr;  // one launch after the other uses the same
+    if (plan.weight_bytes > 0) {
       launch_pack<T, true>(plan, groups, of.padded, memory.weights, stream);
       packed = memory.weights;
     }
     const auto pipeline = cleared_pipeline(plan, memory, stream);
-    launch(solve_block<T, Outputs>,
-           {blocks(Index{plan.batch} * groups.count * of.strips), static_cast<unsigned>(plan.threads),
-            plan.shared_bytes, stream},
-           groups, of, pipeline, packed, static_cast<A*>(memory.rest));
+    each(groups,
+         Launch{blocks(Index{plan.batch} * groups.count * of.strips), static_cast<unsigned>(plan.threads),
+                plan.shared_bytes, stream},
+         pipeline, packed);
   });
+}
+
+template <class T, int Outputs>
+void launch_block(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
+  using A = Arithmetic<T>;
+  const auto each = [&](const auto& groups, const Launch& how, const Pipeline<A>& pipeline, const A* packed) {
+    launch(solve_block<T, Outputs>, how, groups, plan.block, pipeline, packed, static_cast<A*>(memory.rest));
+  };
+  for_block_strips(plan, plan.block, problem, memory, stream, each);
+}
+
+template <class T, int Outputs>
+void launch_wide(const Plan& plan, const Filter<T>& problem, const Memory<Arithmetic<T>>& memory, void* stream) {
+  using A = Arithmetic<T>;
+  const auto each = [&](const auto& groups, const Launch& how, const Pipeline<A>& pipeline, const A* packed) {
+    launch(solve_wide<T, Outputs>, how, groups, plan.wide, pipeline, packed);
+  };
+  for_block_strips(plan, plan.wide.strip, problem, memory, stream, each);
 }
 
 template <class T, int Taps, int Outputs, int Inputs, int Substituted>
@@ -111,7 +131,7 @@ void launch_image(const Plan& plan, const Filter<T>& problem, void* stream) {
                   launch_variant<T, 7, 4, 4, 0>(plan, problem, stream);
   }
   if (!is_launched) {
-    throw Error("[cuda] a kernel that the plan names is missing");
+    throw missing_kernel();
   }
 }
 
@@ -210,6 +230,13 @@ void run_launched(const Filter<T>& problem, void* workspace, const Cuda& executi
       }
     case Kernel::image:
       return launch_image(plan, problem, execution.stream);
+    case Kernel::wide:
+      if constexpr (sizeof(Arithmetic<T>) == sizeof(float)) {
+        return plan.wide.strip.outputs == 6 ? launch_wide<T, 3>(plan, problem, memory, execution.stream)
+                                            : launch_wide<T, 4>(plan, problem, memory, execution.stream);
+      } else {
+        throw missing_kernel();
+      }
     default:
       switch (plan.block.outputs) {
         case 3:

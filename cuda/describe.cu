@@ -11,6 +11,8 @@ const char* name(Kernel kernel) {
   switch (kernel) {
     case Kernel::image:
       return "solve_image";
+    case Kernel::wide:
+      return "solve_wide";
     case Kernel::block:
       return "solve_block";
     case Kernel::strips:
@@ -31,6 +33,7 @@ int launches(const Plan& plan) {
     case Kernel::image:
     case Kernel::tiles:
       return 1;
+    case Kernel::wide:
     case Kernel::block:
     case Kernel::direct:
     case Kernel::strips:  // a weight is packed, the workspace cleared

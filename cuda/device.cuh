@@ -21,6 +21,9 @@ __device__ T* shared_memory() {
   return reinterpret_cast<T*>(memory);
 }
 
+/// __syncthreads(), which warps may call from different places.
+__device__ inline void sync_block() { asm volatile("barrier.sync.aligned 0;" ::: "memory"); }
+
 /// Of all threads of the device: what was written before a release is seen after an acquire of the value.
 __device__ inline unsigned load_acquire(const unsigned* from) {
   unsigned value;
@@ -121,6 +124,7 @@ class DeviceGuard {
 
 }  // namespace invconv::detail::cuda
 
+#define INVCONV_NOINLINE __noinline__
 #define INVCONV_UNROLL _Pragma("unroll")
 #define INVCONV_PRAGMA(text) _Pragma(#text)
 #define INVCONV_UNROLL_BY(times) INVCONV_PRAGMA(unroll times)

@@ -12,6 +12,11 @@ __device__ inline int tap_index(const GroupShape& s, int i, int j) {
   return (s.kernel_height - 1 - i) * s.kernel_width + s.kernel_width - 1 - j;
 }
 
+/// Where the anchor begins.
+__device__ inline Index anchor_at(const GroupShape& s, int padded) {
+  return Index{s.kernel_height * s.kernel_width - 1} * s.channels * padded;
+}
+
 template <class T, bool Solve>
 __device__ void pack(const GroupShape& s, const Taps<const T>& weight, int padded, Arithmetic<T>* to, Index begin,
                      Index step) {

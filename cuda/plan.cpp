@@ -40,57 +40,98 @@ int power_of_two(int size) { return static_cast<int>(std::bit_ceil(static_cast<u
 /// lie in different banks.
 int odd_fours(int size) { return 4 * (ceil_div(size, 4) | 1); }
 
-/// Strips of an image, of which each hands down so many elements. Returns how many there are of all images.
-std::int64_t plan_pipeline(Plan& plan, int strips, std::int64_t edge_size, std::size_t element) {
-  const std::int64_t all = std::int64_t{plan.batch} * plan.groups * strips;
+/// Of channels that a warp substitutes in solve_image a lane has two.
+constexpr int most_image_channels = 64;
+
+/// Strips of an image, of which each hands down so many elements.
+void plan_pipeline(Plan& plan, int strips, std::int64_t edge_size, std::size_t element) {
   if (strips > 1) {
+    const std::int64_t all = std::int64_t{plan.batch} * plan.groups * strips;
     plan.cleared_bytes = aligned(product(sizeof(unsigned), {1 + all}));  // the ticket, and what each has handed down
     plan.edges_bytes = aligned(product(element, {all, edge_size}));
   }
-  return all;
 }
 
-void plan_block(Plan& plan, const Device& device, std::size_t element) {
-  const GroupShape& s = plan.shape;
-  plan.kernel = Kernel::block;
-  BlockShape& b = plan.block;
-  b.shape = s;
-  // Of two numbers of outputs the one that idles least.
-  const bool is_wide = s.channels > 32;
-  for (const int outputs : is_wide ? std::array{8, 6} : std::array{4, 3}) {
-    const int lanes = std::min(power_of_two(ceil_div(s.channels, outputs)), is_wide ? 16 : 8);
-    const int padded = rounded_up(s.channels, lanes * outputs);
+/// Of two numbers of outputs the one that idles least.
+void choose_outputs(BlockShape& b, int most_lanes, std::array<int, 2> choice) {
+  for (const int outputs : choice) {
+    const int lanes = std::min(power_of_two(ceil_div(b.shape.channels, outputs)), most_lanes);
+    const int padded = rounded_up(b.shape.channels, lanes * outputs);
     if (b.padded == 0 || padded < b.padded) {
       b.outputs = outputs;
       b.lanes = lanes;
       b.padded = padded;
     }
   }
-  b.pixels = block_pixels(element, b.outputs);
-  const int most_rows = std::min(block_rows, block_threads / b.lanes * b.pixels);
+}
+
+/// Cuts an image into strips. Returns the bytes of what a block keeps.
+std::size_t plan_block_strips(Plan& plan, BlockShape& b, int most_rows, std::size_t element) {
+  const GroupShape& s = b.shape;
   b.swapped = s.width < s.height && s.width <= most_rows;
   b.height = b.swapped ? s.width : s.height;
   b.width = b.swapped ? s.height : s.width;
   b.rows = fair_share(b.height, most_rows);
   b.strips = ceil_div(b.height, b.rows);
   b.pitch = odd_fours(s.channels);
-  b.edge_columns = power_of_two(block_columns + std::max(b.above() - 1, 0) + b.before());
-  plan.threads = rounded_up(ceil_div(b.rows, b.pixels) * b.lanes, 32);
+  b.edge_columns = power_of_two(block_columns + b.above() + b.before());
+  plan_pipeline(plan, b.strips, b.edge_size(), element);
+  return product(element, {b.history_size() + b.ring_size()});
+}
 
-  const std::int64_t strips = plan_pipeline(plan, b.strips, b.edge_size(), element);
+void plan_block(Plan& plan, const Device& device, std::size_t element) {
+  plan.kernel = Kernel::block;
+  BlockShape& b = plan.block;
+  b.shape = plan.shape;
+  const bool is_wide = b.shape.channels > 32;
+  choose_outputs(b, is_wide ? 16 : 8, is_wide ? std::array{8, 6} : std::array{4, 3});
+  const int pixels = block_pixels(element, b.outputs);
+  const std::size_t kept = plan_block_strips(plan, b, std::min(block_rows, block_threads / b.lanes * pixels), element);
+  plan.threads = rounded_up(ceil_div(b.rows, pixels) * b.lanes, 32);
   plan.shared_bytes = block_header_bytes;
-  const std::size_t kept = product(element, {b.history_size() + b.ring_size()});
   b.history_in_shared = plan.shared_bytes + kept <= device.shared_bytes;
   if (b.history_in_shared) {
     plan.shared_bytes += kept;
   } else {
-    plan.rest_bytes = product(kept, {strips});
+    plan.rest_bytes = product(kept, {plan.batch, plan.groups, b.strips});
   }
   b.weight_in_shared = plan_weight(plan, device, b.padded, element);
 }
 
-/// Of channels that a warp substitutes a lane has two.
-constexpr int most_image_channels = 64;
+/// Whether a strip fits, and is computed in float: double would have no registers. The plan is complete then.
+bool plan_wide(Plan& plan, const Device& device, std::size_t element) {
+  if (plan.shape.channels <= most_image_channels || element != sizeof(float)) {
+    return false;
+  }
+  Plan wide = plan;
+  wide.kernel = Kernel::wide;
+  WideShape& w = wide.wide;
+  BlockShape& b = w.strip;
+  b.shape = plan.shape;
+  constexpr int lanes = 16;
+  choose_outputs(b, lanes, {8, b.shape.channels <= wide_units * lanes * 6 ? 6 : 8});
+  const int groups_of_outputs = b.padded / (b.outputs * b.lanes);
+  if (groups_of_outputs > wide_units) {
+    return false;
+  }
+  const std::size_t kept = plan_block_strips(wide, b, wide_units / groups_of_outputs * wide_pixels, element);
+  b.history_in_shared = true;
+  w.row_groups = ceil_div(b.rows, wide_pixels);
+  w.units = w.row_groups * groups_of_outputs;
+  wide.threads = w.sum_threads() + rounded_up(ceil_div(b.rows, block_pixels(element, b.outputs)) * b.lanes, 32);
+  wide.shared_bytes = block_header_bytes + kept + product(element, {w.parts_size()});
+  if (wide.shared_bytes > device.shared_bytes) {
+    return false;
+  }
+  const std::size_t line = product(element, {b.padded});
+  const int lines = b.shape.kernel_height * b.shape.kernel_width * b.shape.channels;
+  w.first_line =
+      lines - static_cast<int>(std::min<std::size_t>(lines, (device.shared_bytes - wide.shared_bytes) / line));
+  wide.shared_bytes += product(line, {lines - w.first_line});
+  wide.weight_bytes = aligned(product(line, {lines})) * static_cast<std::size_t>(plan.groups);
+  plan = wide;
+  return true;
+}
 
 /// The variant for a problem, or one of 0 taps.
 ImageVariant image_variant(const GroupShape& s, std::size_t element) {
@@ -299,7 +340,8 @@ Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool un
     }
   } else if (operation == Operation::weight_grad) {
     plan_sums(plan, groups, element);
-  } else if (!plan_strips(plan, device, element) && !plan_image(plan, device, element)) {
+  } else if (!plan_strips(plan, device, element) && !plan_image(plan, device, element) &&
+             !plan_wide(plan, device, element)) {
     plan_block(plan, device, element);
   }
   return plan;

@@ -19,7 +19,8 @@ struct Device {
 
 enum class Kernel {
   image,   // solve, square kernels: one thread block for an image and a group, all of it in shared memory
-  block,   // solve, any shape: one for a strip of rows, with the last anti-diagonals in shared memory
+  wide,    // solve, more channels: one for a strip of rows, with the last anti-diagonals in shared memory
+  block,   // solve, any shape: likewise, or with more in the workspace
   strips,  // solve, 3 x 3 taps and few channels: rows in the lanes of a warp, strip after strip in a pipeline
   direct,  // conv: each output by itself
   tiles,   // conv: a tile of an image in shared memory
@@ -57,11 +58,11 @@ struct ImageShape {
   int slices;
 };
 
-/// How solve_block goes through an image: `lanes` threads have `pixels` pixels of a diagonal, each `outputs` channels
-/// of them at a time.
+/// How solve_block and solve_wide go through an image: `lanes` threads have some pixels of a diagonal, each `outputs`
+/// channels of them at a time.
 struct BlockShape {
   GroupShape shape;
-  int outputs, pixels, lanes;
+  int outputs, lanes;
   int padded;         // output channels of a packed weight
   bool swapped;       // whether the image's rows are its columns; the taps keep theirs
   int height, width;  // of the image, swapped
@@ -79,6 +80,22 @@ struct BlockShape {
   constexpr std::int64_t history_size() const { return std::int64_t{above() + before() + 1} * rows * pitch; }
   constexpr std::int64_t ring_size() const { return strips > 1 ? std::int64_t{above()} * edge_columns * pitch : 0; }
   constexpr std::int64_t edge_size() const { return std::int64_t{edge_rows()} * width * pitch; }
+};
+
+/// wide: warps that share the sums of some rows and outputs; such units of a block, at most.
+inline constexpr int wide_parts = 4, wide_units = 4;
+
+/// wide: rows of a thread that sums; threads of a block, at most, which leave 96 registers to each.
+inline constexpr int wide_pixels = 4, wide_threads = 640;
+
+struct WideShape {
+  BlockShape strip;  // its threads substitute
+  int row_groups, units;
+  int first_line;  // of the weight, whose lines are (tap, input), that stays in shared memory
+
+  constexpr int sum_threads() const { return units * wide_parts * 32; }
+  /// Elements of the parts of a diagonal's sums.
+  constexpr std::int64_t parts_size() const { return std::int64_t{wide_parts} * strip.rows * strip.padded; }
 };
 
 struct StripsShape {
@@ -117,6 +134,7 @@ struct Plan {
   std::size_t cleared_bytes = 0, weight_bytes = 0, edges_bytes = 0, rest_bytes = 0;
   // That of the kernel:
   ImageShape image{};
+  WideShape wide{};
   BlockShape block{};
   StripsShape strips{};
   DirectShape direct{};
@@ -147,7 +165,7 @@ constexpr int block_pixels(std::size_t element, int outputs) { return outputs > 
 /// block: threads at most; rows of a strip at most; columns that it hands down at a time; bytes of shared memory for
 /// what is a block's own.
 inline constexpr int block_threads = 256, block_rows = 64, block_columns = 16;
-inline constexpr std::size_t block_header_bytes = 160;
+inline constexpr std::size_t block_header_bytes = 336;
 
 /// image: the threads that sum, and the rows, at most.
 inline constexpr int image_sum_threads = 256, image_rows = 64;

@@ -8,10 +8,13 @@
 
 #include "cuda_on_host.hpp"
 
+#define INVCONV_NOINLINE
 #define INVCONV_UNROLL
 #define INVCONV_UNROLL_BY(times)
 
 namespace invconv::detail::cuda {
+
+inline void sync_block() { __syncthreads(); }
 
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 inline double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }

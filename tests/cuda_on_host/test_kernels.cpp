@@ -73,7 +73,7 @@ void run(Operation operation, const View<T>& in, const View<T>& weight, const Vi
 bool has_fused_products() { return std::string(instruction_set()) != "baseline"; }
 
 /// Whether a kernel's order of operations is the CPU's.
-bool has_order_of_cpu(Kernel kernel) { return kernel != Kernel::image; }
+bool has_order_of_cpu(Kernel kernel) { return kernel != Kernel::image && kernel != Kernel::wide; }
 
 template <class T>
 void check_filter(Operation operation, const Problem& problem, Random& random) {
@@ -152,14 +152,26 @@ Problem random_wide(Random& random) {
                       random.integer(1, taps), random.integer(1, taps), how);
 }
 
-/// More rows and columns than a strip of a block has: of a few channels, of many, which have shorter strips, or with
-/// more rows of taps than a strip has.
+/// A problem for solve_wide: channels on both sides of every number at which units are otherwise, and more rows than a
+/// strip has now and then.
+Problem random_many_channels(Random& random) {
+  constexpr Index channels[] = {65, 66, 68, 95, 96, 97, 127, 128, 129, 140, 192, 193, 255, 256, 257, 385, 512};
+  const Options how = random_options(random, {1, 1, 1, 1, 2});
+  const Index per_group = random.pick(channels), taps = per_group > 128 ? 2 : 4;
+  const Index rows = random.integer(0, 3) > 0 ? random.integer(1, 6) : per_group > 128 ? 9 : random.integer(9, 18);
+  const Index columns = rows > 6 ? rows + random.integer(-1, 2) : random.integer(1, 6);
+  return make_problem({per_group > 128 || rows > 6 ? 1 : random.integer(1, 2), how.groups * per_group, rows, columns},
+                      random.integer(1, taps), random.integer(1, rows > 6 ? 2 : taps), how);
+}
+
+/// More rows and columns than a strip of a block has: of a few channels, of many, or with more rows of taps than a
+/// strip has.
 enum class StripsOf { few_channels, many_channels, many_taps };
 Problem random_block_strips(StripsOf kind, Random& random) {
   const Options how = random_options(random, {1, 1, 1, 1, kind == StripsOf::few_channels ? 2 : 1});
   const bool is_wide = kind == StripsOf::many_channels;
-  const auto side = [&] { return is_wide ? random.integer(33, 35) : random.integer(65, 75); };
-  const Index channels = is_wide ? random.integer(65, 70) : random.integer(1, kind == StripsOf::many_taps ? 2 : 5);
+  const auto side = [&] { return random.integer(65, is_wide ? 67 : 75); };
+  const Index channels = is_wide ? random.integer(33, 36) : random.integer(1, kind == StripsOf::many_taps ? 2 : 5);
   const Index taps = kind == StripsOf::many_taps ? random.integer(60, 66) : random.integer(1, is_wide ? 2 : 4);
   return make_problem({1, how.groups * channels, side(), side()}, taps, random.integer(1, is_wide ? 2 : 4), how);
 }
@@ -190,6 +202,10 @@ TYPED_TEST(Kernels, SolveByBlocks) {
     most_shared_bytes = 48 * 1024;
     if (!is_empty(problem)) {
       auto plan = plan_of<TypeParam>(Operation::solve, problem);
+      if (plan.kernel == Kernel::wide) {  // which needs more
+        most_shared_bytes = detail::cuda::block_header_bytes;
+        plan = plan_of<TypeParam>(Operation::solve, problem);
+      }
       if (plan.kernel != Kernel::block) {
         continue;
       }
@@ -240,7 +256,7 @@ TYPED_TEST(Kernels, SolveByStripsOfBlocks) {
       continue;
     }
     ASSERT_GT(plan.block.strips, 1);
-    seen.insert({plan.block.weight_in_shared, plan.block.history_in_shared, plan.shape.channels > 64,
+    seen.insert({plan.block.weight_in_shared, plan.block.history_in_shared, plan.shape.channels > 32,
                  plan.block.above() > plan.block.rows});
     check_filter<TypeParam>(Operation::solve, problem, random);
     ++done;
@@ -249,6 +265,46 @@ TYPED_TEST(Kernels, SolveByStripsOfBlocks) {
     }
   }
   EXPECT_GE(seen.size(), trials > 100 ? 5u : 1u);
+}
+
+TYPED_TEST(Kernels, SolveOfManyChannels) {
+  if (std::is_same_v<TypeParam, double>) {
+    EXPECT_EQ(plan_of<double>(Operation::solve, make_problem({1, 65, 4, 4}, 3, 3, {})).kernel, Kernel::block);
+    return;
+  }
+  Random random(17);
+  std::set<int> outputs, units;
+  std::set<std::string> seen;
+  for (int trial = 0, done = 0; done < trials; ++trial) {
+    const Problem problem = random_many_channels(random);
+    most_shared_bytes = random.pick(std::array<std::size_t, 3>{227 * 1024, 99 * 1024, 64 * 1024});
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
+    const auto plan = plan_of<TypeParam>(Operation::solve, problem);
+    if (plan.kernel != Kernel::wide) {
+      EXPECT_LT(most_shared_bytes, 227u * 1024);
+      continue;
+    }
+    const auto& of = plan.wide;
+    outputs.insert(of.strip.outputs);
+    units.insert(of.units);
+    seen.insert(of.strip.strips > 1 ? "strips" : "one strip");
+    seen.insert(of.strip.swapped ? "swapped" : "as it is");
+    seen.insert(of.units > of.row_groups ? "some outputs" : "all outputs");
+    const int taps = plan.shape.kernel_height * plan.shape.kernel_width;
+    seen.insert(of.first_line == 0                                  ? "all lines"
+                : of.first_line <= (taps - 1) * plan.shape.channels ? "the anchor's lines"
+                                                                    : "some of the anchor's lines");
+    check_filter<TypeParam>(Operation::solve, problem, random);
+    ++done;
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+  if (trials > 100) {
+    EXPECT_EQ(outputs.size(), 2u);
+    EXPECT_EQ(units.size(), 4u);
+    EXPECT_GE(seen.size(), 8u);
+  }
 }
 
 TYPED_TEST(Kernels, SolveByImages) {
@@ -298,7 +354,8 @@ TYPED_TEST(Kernels, NoBatchChangesABit) {
   Random random(13);
   most_shared_bytes = 227 * 1024;
   for (const Problem& problem : {make_problem({3, 12, 6, 7}, 3, 3, {}), make_problem({3, 17, 4, 4}, 3, 3, {}),
-                                 make_problem({3, 2, 40, 5}, 3, 3, {}), make_problem({3, 6, 4, 9}, 2, 3, {})}) {
+                                 make_problem({3, 2, 40, 5}, 3, 3, {}), make_problem({3, 6, 4, 9}, 2, 3, {}),
+                                 make_problem({3, 66, 4, 9}, 3, 3, {})}) {
     const Array<T> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
     const Array<T> in(random_images(random, problem.image), contiguous), out(problem.image);
     draw_schedule(random);
@@ -505,7 +562,7 @@ TYPED_TEST(Kernels, ManyGroups) {      // more than a launch takes
 TYPED_TEST(Kernels, InfinityMeetsNothingOutsideTheImage) {
   using T = TypeParam;
   most_shared_bytes = 227 * 1024;
-  for (const Index channels : {2, 6, 18}) {
+  for (const Index channels : {2, 6, 18, 66}) {
     const Problem problem = make_problem({1, channels, 4, 5}, 3, 3, {});
     Random random(7);
     Dense taps = random_weight(random, problem.weight, problem.options, 0.9);
@@ -664,6 +721,37 @@ TEST(Mistakes, AMissingBarrierBetweenStripsOfBlocksIsFound) {
     EXPECT_NE(results(problem, before, -1), correct) << "before columns " << 16 * chunk;
     EXPECT_NE(results(problem, before + 1, -1), correct) << "after columns " << 16 * chunk;
   }
+}
+
+TEST(Mistakes, EachMissingBarrierOfManyChannelsIsFound) {
+  most_shared_bytes = 227 * 1024;
+  const Problem problem = make_problem({1, 66, 5, 6}, 3, 3, {});
+  ASSERT_EQ(plan_of<float>(Operation::solve, problem).kernel, Kernel::wide);
+  const auto correct = results(problem, -1, -1);
+  ASSERT_EQ(correct.size(), 1u);
+  const int barriers = last_launch().barriers;
+  ASSERT_EQ(barriers, 1 + 2 * (5 + 6 - 1));  // after the header, and two for each diagonal
+  for (int dropped = 1; dropped + 1 < barriers; ++dropped) {
+    EXPECT_NE(results(problem, dropped, -1), correct) << "barrier " << dropped;
+  }
+  most_shared_bytes = 48 * 1024;
+}
+
+TEST(Mistakes, AMissingBarrierBetweenStripsOfManyChannelsIsFound) {
+  most_shared_bytes = 227 * 1024;
+  const Problem problem = make_problem({1, 65, 17, 18}, 2, 1, {});
+  const auto plan = plan_of<float>(Operation::solve, problem);
+  ASSERT_EQ(plan.kernel, Kernel::wide);
+  ASSERT_EQ(plan.wide.strip.strips, 2);
+  const auto correct = results(problem, -1, -1);
+  ASSERT_EQ(correct.size(), 1u);
+  // Of the lower strip: a barrier before it reads what the upper one has handed down, and one after; for the first
+  // columns, and 15 diagonals later for the next.
+  for (const int before : {1, 1 + 2 + 15 * 2}) {
+    EXPECT_NE(results(problem, before, -1), correct) << "barrier " << before;
+    EXPECT_NE(results(problem, before + 1, -1), correct) << "barrier " << before + 1;
+  }
+  most_shared_bytes = 48 * 1024;
 }
 
 TEST(Mistakes, EachMissingBarrierOfImagesIsFound) {

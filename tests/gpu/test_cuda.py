@@ -129,7 +129,7 @@ def test_gradients(dtype: torch.dtype) -> None:
 
 def test_no_batch_changes_a_bit() -> None:
     torch.manual_seed(0)
-    for channels in (3, 12, 40):
+    for channels in (3, 12, 40, 96):
         y = torch.randn(9, channels, 20, 40, device=DEVICE)
         weight = 0.02 * torch.randn(channels, channels, 3, 3, device=DEVICE)
         whole = invconv.solve(y, weight)
