@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from invconv.data import BUILT_IN, DataError, ImageData, Images, load
+from invconv.data import BUILT_IN, DataError, ImageData, Images, ImageSet, load
 from invconv.data._types import first_line
 
 # Of the first five test images: the very ones that published figures belong to.
@@ -177,6 +177,16 @@ def test_sixteen_bit_image_is_refused(tmp_path: Path) -> None:
 )
 def test_first_line_of_an_error(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize("empty", ["training", "validation", "test"])
+def test_each_set_has_images(empty: str) -> None:
+    sets = [
+        ImageSet(np.zeros((0 if kind == empty else 3, 1, 4, 4), np.uint8))
+        for kind in ("training", "validation", "test")
+    ]
+    with pytest.raises(DataError, match=f"^blank has no {empty} images$"):
+        ImageData("blank", 256, *sets)
 
 
 def test_needs_numpy_alone() -> None:

@@ -108,6 +108,9 @@ class ImageData:
         validation: for choices made while training.
         test: for the final figure alone.
         num_classes: how many classes there are; 0 where the source has none.
+
+    Raises:
+        DataError: one of the sets has no images.
     """
 
     name: str
@@ -116,6 +119,12 @@ class ImageData:
     validation: ImageSet
     test: ImageSet
     num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        sets = {"training": self.train, "validation": self.validation, "test": self.test}
+        for kind, images in sets.items():
+            if len(images) == 0:
+                raise DataError(f"{self.name} has no {kind} images")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
