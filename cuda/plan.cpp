@@ -108,13 +108,12 @@ bool plan_wide(Plan& plan, const Device& device, std::size_t element) {
   WideShape& w = wide.wide;
   BlockShape& b = w.strip;
   b.shape = plan.shape;
-  constexpr int lanes = 16;
-  choose_outputs(b, lanes, {8, b.shape.channels <= wide_units * lanes * 6 ? 6 : 8});
-  const int groups_of_outputs = b.padded / (b.outputs * b.lanes);
-  if (groups_of_outputs > wide_units) {
+  choose_outputs(b, 16, {8, 6});
+  const int groups_of_outputs = b.padded / (b.outputs * b.lanes), units = wide_units(b.outputs);
+  if (groups_of_outputs > units) {
     return false;
   }
-  const std::size_t kept = plan_block_strips(wide, b, wide_units / groups_of_outputs * wide_pixels, element);
+  const std::size_t kept = plan_block_strips(wide, b, units / groups_of_outputs * wide_pixels, element);
   b.history_in_shared = true;
   w.row_groups = ceil_div(b.rows, wide_pixels);
   w.units = w.row_groups * groups_of_outputs;

@@ -82,11 +82,13 @@ struct BlockShape {
   constexpr std::int64_t edge_size() const { return std::int64_t{edge_rows()} * width * pitch; }
 };
 
-/// wide: warps that share the sums of some rows and outputs; such units of a block, at most.
-inline constexpr int wide_parts = 4, wide_units = 4;
+/// wide: warps that share the sums of some rows and outputs, and rows of a thread that sums.
+inline constexpr int wide_parts = 4, wide_pixels = 4;
 
-/// wide: rows of a thread that sums; threads of a block, at most, which leave 96 registers to each.
-inline constexpr int wide_pixels = 4, wide_threads = 640;
+/// wide: such units of a block, and its threads, at most, where substituting ones have so many outputs. They leave 128
+/// or 96 registers to a thread.
+constexpr int wide_units(int outputs) { return outputs > 6 ? 3 : 4; }
+constexpr int wide_threads(int outputs) { return outputs > 6 ? 512 : 640; }
 
 struct WideShape {
   BlockShape strip;  // its threads substitute

@@ -212,7 +212,7 @@ INVCONV_NOINLINE __device__ void substitute_wide() {
 
 /// Outputs: of a thread that sums. One that substitutes has twice as many, of fewer pixels.
 template <class T, int Outputs>
-__global__ void __launch_bounds__(wide_threads, 1)
+__global__ void __launch_bounds__(wide_threads(2 * Outputs), 1)
     solve_wide(Groups<FilterGroup<T>> groups, WideShape of, Pipeline<Arithmetic<T>> pipeline,
                const Arithmetic<T>* packed) {
   static_assert(sizeof(WideHeader<T>) <= block_header_bytes);

@@ -44,7 +44,7 @@ PROBLEMS = (
     Problem(1, 96, 6, 5),  # a weight that no shared memory holds
     Problem(1, 140, 4, 4, 1, 2),  # more channels than the lanes of a pixel have at once
     Problem(1, 66, 18, 18, 2, 1),  # several strips of many channels
-    Problem(1, 520, 3, 3, 1, 2),  # too many channels for that
+    Problem(1, 390, 3, 3, 1, 2),  # too many channels for that
     Problem(1, 5, 70, 70, 2, 3),  # several strips of blocks
     Problem(1, 40, 70, 66, 1, 2),
     Problem(1, 12, 9, 9, 5, 5),
