@@ -13,7 +13,7 @@ from .shapes import Shape
 from .tables import table
 
 BEGIN, END = "<!-- plans -->", "<!-- /plans -->"
-OPERATIONS = ("solve", "conv", "weight_grad")
+OPERATIONS = ("solve", "conv", "weight_grad", "solve_backward")
 TITLES = (
     "name", "B, C, HxW, kernel", "operation", "kernel", "launches", "threads", "shared KiB",
     "workspace KiB",

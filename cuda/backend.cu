@@ -9,7 +9,7 @@
 #include "conv_direct.cuh"
 #include "conv_tiles.cuh"
 #include "plan.hpp"
-#include "solve_image.cuh"
+#include "solve_image_sums.cuh"
 #include "solve_strips.cuh"
 #include "solve_wide.cuh"
 #include "weight_grad_sums.cuh"
@@ -106,29 +106,67 @@ void launch_wide(const Plan& plan, const Filter<T>& problem, const Memory<Arithm
   for_block_strips(plan, plan.wide.strip, problem, memory, stream, each);
 }
 
+/// The parts of weight_grad's sums, which lie at the beginning of the workspace.
+template <class T>
+void launch_add_parts(const Groups<CorrelationGroup<T>>& groups, const SumsShape& of, const double* sums,
+                      void* stream) {
+  const int entries = narrowed(
+      Index{of.full.channels} * of.full.channels * of.full.kernel_height * of.full.kernel_width, "entries of a weight");
+  // Threads that share an entry's parts.
+  const int shares = static_cast<int>(std::bit_floor(static_cast<unsigned>(std::clamp(of.parts, 1, 32))));
+  const int at_once = std::min(sums_threads / shares, rounded_up(entries, 32));
+  const int threads = shares * at_once;
+  const Index per_group = ceil_div(entries, at_once);
+  launch(add_parts<T>,
+         {blocks(per_group * groups.count), static_cast<unsigned>(threads),
+          static_cast<std::size_t>(threads) * sizeof(double), stream},
+         groups, of, at_once, static_cast<unsigned>(per_group), sums);
+}
+
+/// What add_parts must know of the result.
+template <class T>
+SumsShape with_full_kernel(SumsShape of, const Correlation<T>& problem) {
+  of.negative = problem.negative;
+  of.full = of.shape;
+  of.full.kernel_height = narrowed(problem.sizes.kernel_height, "rows of taps");
+  of.full.kernel_width = narrowed(problem.sizes.kernel_width, "columns of taps");
+  return of;
+}
+
+/// With the derivative by the weight, where there is a problem of it.
 template <class T, int Taps, int Outputs, int Inputs, int Substituted>
-bool launch_variant(const Plan& plan, const Filter<T>& problem, void* stream) {
+bool launch_variant(const Plan& plan, const Filter<T>& problem, const Correlation<T>* sums, void* workspace,
+                    void* stream) {
   if (plan.image.variant != ImageVariant{Taps, Outputs, Inputs, Substituted}) {
     return false;
   }
-  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
-    launch(solve_image<T, Taps, Outputs, Inputs, Substituted>,
-           {blocks(Index{plan.batch} * groups.count), static_cast<unsigned>(plan.threads), plan.shared_bytes, stream},
-           groups, plan.image);
+  for_groups<FilterGroup<T>>(problem.groups, [&](const auto& groups, std::size_t first) {
+    const Launch how{blocks(Index{plan.batch} * groups.count), static_cast<unsigned>(plan.threads), plan.shared_bytes,
+                     stream};
+    if (sums == nullptr) {
+      return launch(solve_image<T, Taps, Outputs, Inputs, Substituted>, how, groups, plan.image);
+    }
+    const auto correlations = some_groups<CorrelationGroup<T>>(sums->groups, first, groups.count);
+    auto* const parts = static_cast<double*>(workspace);
+    launch(solve_image_sums<T, Taps, Outputs, Inputs, Substituted>, how, groups, correlations, plan.image,
+           plan.image_sums, parts);
+    launch_add_parts(correlations, with_full_kernel(plan.sums, *sums), parts, stream);
   });
   return true;
 }
 
 template <class T>
-void launch_image(const Plan& plan, const Filter<T>& problem, void* stream) {
-  bool is_launched =
-      launch_variant<T, 3, 3, 3, 12>(plan, problem, stream) || launch_variant<T, 5, 3, 3, 12>(plan, problem, stream) ||
-      launch_variant<T, 7, 3, 3, 12>(plan, problem, stream) || launch_variant<T, 3, 4, 4, 0>(plan, problem, stream) ||
-      launch_variant<T, 5, 4, 4, 0>(plan, problem, stream);
+void launch_image(const Plan& plan, const Filter<T>& problem, const Correlation<T>* sums, void* workspace,
+                  void* stream) {
+  bool is_launched = launch_variant<T, 3, 3, 3, 12>(plan, problem, sums, workspace, stream) ||
+                     launch_variant<T, 5, 3, 3, 12>(plan, problem, sums, workspace, stream) ||
+                     launch_variant<T, 7, 3, 3, 12>(plan, problem, sums, workspace, stream) ||
+                     launch_variant<T, 3, 4, 4, 0>(plan, problem, sums, workspace, stream) ||
+                     launch_variant<T, 5, 4, 4, 0>(plan, problem, sums, workspace, stream);
   if constexpr (sizeof(Arithmetic<T>) == sizeof(float)) {  // in double they have no registers
-    is_launched = is_launched || launch_variant<T, 3, 2, 2, 8>(plan, problem, stream) ||
-                  launch_variant<T, 3, 4, 4, 16>(plan, problem, stream) ||
-                  launch_variant<T, 7, 4, 4, 0>(plan, problem, stream);
+    is_launched = is_launched || launch_variant<T, 3, 2, 2, 8>(plan, problem, sums, workspace, stream) ||
+                  launch_variant<T, 3, 4, 4, 16>(plan, problem, sums, workspace, stream) ||
+                  launch_variant<T, 7, 4, 4, 0>(plan, problem, sums, workspace, stream);
   }
   if (!is_launched) {
     throw missing_kernel();
@@ -181,20 +219,25 @@ void launch_direct(const Plan& plan, const Filter<T>& problem, const Memory<Arit
   });
 }
 
-/// Calls `each(problem)` for what can be launched at once: with one weight for each image the images of a group are
-/// groups of a batch of one, at equal steps.
-template <class T, template <class> class Problem, class Each>
-void for_launched(const Problem<T>& problem, Each&& each) {
-  if (problem.sizes.weights == 1) {
-    return each(problem);
+/// The images of a group as groups of a batch of one, at equal steps.
+template <class Problem>
+Problem images_of(const Problem& problem, std::size_t group) {
+  Problem images = problem;
+  images.groups.clear();
+  for (Index image = 0; image < problem.sizes.batch; ++image) {
+    images.groups.push_back(problem.groups[group].from_image(image));
   }
-  Problem<T> images = problem;
-  for (const auto& group : problem.groups) {
-    images.groups.clear();
-    for (Index image = 0; image < problem.sizes.batch; ++image) {
-      images.groups.push_back(group.from_image(image));
-    }
-    each(images);
+  return images;
+}
+
+/// Calls `each(problem, ...)` for what can be launched at once: with one weight for each image that is a group.
+template <class Each, class Problem, class... Problems>
+void for_launched(Each&& each, const Problem& problem, const Problems&... others) {
+  if (problem.sizes.weights == 1) {
+    return each(problem, others...);
+  }
+  for (std::size_t group = 0; group < problem.groups.size(); ++group) {
+    each(images_of(problem, group), images_of(others, group)...);
   }
 }
 
@@ -229,7 +272,7 @@ void run_launched(const Filter<T>& problem, void* workspace, const Cuda& executi
           return launch_strips<T, 4>(plan, problem, memory, execution.stream);
       }
     case Kernel::image:
-      return launch_image(plan, problem, execution.stream);
+      return launch_image<T>(plan, problem, nullptr, nullptr, execution.stream);
     case Kernel::wide:
       if constexpr (sizeof(Arithmetic<T>) == sizeof(float)) {
         return plan.wide.strip.outputs == 6 ? launch_wide<T, 3>(plan, problem, memory, execution.stream)
@@ -260,13 +303,7 @@ void run_launched(const Correlation<T>& problem, void* workspace, const Cuda& ex
     plan = cuda::plan(device(execution), Operation::weight_grad, clipped(sizes), problem.unit_diagonal,
                       sizeof(Arithmetic<T>));
   }
-  SumsShape& of = plan.sums;
-  of.negative = problem.negative;
-  of.full = of.shape;
-  of.full.kernel_height = narrowed(sizes.kernel_height, "rows of taps");
-  of.full.kernel_width = narrowed(sizes.kernel_width, "columns of taps");
-  const int entries = narrowed(
-      Index{of.full.channels} * of.full.channels * of.full.kernel_height * of.full.kernel_width, "entries of a weight");
+  const SumsShape of = with_full_kernel(plan.sums, problem);
   auto* const sums = static_cast<double*>(workspace);
   for_groups<CorrelationGroup<T>>(problem.groups, [&](const auto& groups, std::size_t) {
     if (of.parts > 0) {
@@ -278,15 +315,7 @@ void run_launched(const Correlation<T>& problem, void* workspace, const Cuda& ex
               execution.stream},
              groups, of, sums);
     }
-    // Threads that share an entry's parts.
-    const int shares = static_cast<int>(std::bit_floor(static_cast<unsigned>(std::clamp(of.parts, 1, 32))));
-    const int at_once = std::min(sums_threads / shares, rounded_up(entries, 32));
-    const int threads = shares * at_once;
-    const Index per_group = ceil_div(entries, at_once);
-    launch(add_parts<T>,
-           {blocks(per_group * groups.count), static_cast<unsigned>(threads),
-            static_cast<std::size_t>(threads) * sizeof(double), execution.stream},
-           groups, of, at_once, static_cast<unsigned>(per_group), static_cast<const double*>(sums));
+    launch_add_parts(groups, of, sums, execution.stream);
   });
 }
 
@@ -303,7 +332,7 @@ void run(const Filter<T>& problem, void* workspace, const Cuda& execution) {
     return;
   }
   const DeviceGuard guard(execution.device);
-  for_launched(problem, [&](const Filter<T>& part) { run_launched(part, workspace, execution); });
+  for_launched([&](const Filter<T>& part) { run_launched(part, workspace, execution); }, problem);
 }
 
 template <class T>
@@ -312,7 +341,27 @@ void run(const Correlation<T>& problem, void* workspace, const Cuda& execution) 
     return;
   }
   const DeviceGuard guard(execution.device);
-  for_launched(problem, [&](const Correlation<T>& part) { run_launched(part, workspace, execution); });
+  for_launched([&](const Correlation<T>& part) { run_launched(part, workspace, execution); }, problem);
+}
+
+template <class T>
+bool has_both_gradients(const Sizes& sizes, const Cuda& execution, std::size_t shared_bytes) {
+  const Device device = shared_bytes > 0 ? Device{shared_bytes} : cuda::device(execution);
+  return !is_empty(sizes) &&
+         plan(device, Operation::solve_backward, clipped(sizes), true, sizeof(Arithmetic<T>)).kernel ==
+             Kernel::image_sums;
+}
+
+template <class T>
+void run(const Filter<T>& problem, const Correlation<T>& sums, void* workspace, const Cuda& execution) {
+  const DeviceGuard guard(execution.device);
+  const Plan plan = cuda::plan(device(execution), Operation::solve_backward, clipped(problem.sizes),
+                               problem.unit_diagonal, sizeof(Arithmetic<T>));
+  for_launched(
+      [&](const Filter<T>& part, const Correlation<T>& its_sums) {
+        launch_image(plan, part, &its_sums, workspace, execution.stream);
+      },
+      problem, sums);
 }
 
 int devices() { return count_devices(); }
@@ -320,8 +369,10 @@ bool has_kernels() { return true; }
 
 #define INVCONV_INSTANTIATE(T)                                                  \
   template std::size_t workspace_size<T>(Operation, const Sizes&, const Cuda&); \
+  template bool has_both_gradients<T>(const Sizes&, const Cuda&, std::size_t);  \
   template void run<T>(const Filter<T>&, void*, const Cuda&);                   \
-  template void run<T>(const Correlation<T>&, void*, const Cuda&);
+  template void run<T>(const Correlation<T>&, void*, const Cuda&);              \
+  template void run<T>(const Filter<T>&, const Correlation<T>&, void*, const Cuda&);
 INVCONV_INSTANTIATE(float)
 INVCONV_INSTANTIATE(double)
 INVCONV_INSTANTIATE(float16)

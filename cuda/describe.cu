@@ -11,6 +11,8 @@ const char* name(Kernel kernel) {
   switch (kernel) {
     case Kernel::image:
       return "solve_image";
+    case Kernel::image_sums:
+      return "solve_image_sums, add_parts";
     case Kernel::wide:
       return "solve_wide";
     case Kernel::block:
@@ -38,6 +40,7 @@ int launches(const Plan& plan) {
     case Kernel::direct:
     case Kernel::strips:  // a weight is packed, the workspace cleared
       return 1 + (plan.weight_bytes > 0 ? 1 : 0) + (plan.cleared_bytes > 0 ? 1 : 0);
+    case Kernel::image_sums:
     case Kernel::sums:
       break;
   }

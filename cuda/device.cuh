@@ -42,6 +42,13 @@ __device__ inline void back_off() { __nanosleep(32); }
 __device__ inline float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 __device__ inline double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
 
+/// A value of which the compiler knows nothing before: what follows from it is computed there, and no register keeps it
+/// from earlier on.
+__device__ inline int unforeseen(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
 #error "invconv's kernels need architectures of 70 or newer: set CMAKE_CUDA_ARCHITECTURES"
 #endif

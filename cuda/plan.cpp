@@ -202,6 +202,39 @@ bool plan_image(Plan& plan, const Device& device, std::size_t element) {
   return true;
 }
 
+/// Makes a plan of solve_image one of both gradients, where x fits beside the image and that pays.
+/// `groups` are those of a call for one weight, as for plan_sums().
+void plan_image_sums(Plan& plan, const Device& device, int groups, std::size_t element) {
+  const GroupShape& s = plan.image.shape;
+  const std::int64_t entries = std::int64_t{s.channels} * s.channels * s.kernel_height * s.kernel_width;
+  const std::int64_t sums = std::int64_t{plan.batch} * groups;
+  const std::size_t images = product(element, {2, s.height, plan.image.row_pitch});
+  if (plan.kernel != Kernel::image || entries > image_sums_entries ||
+      entries * s.height * s.width > image_sums_products ||
+      sums > image_sums_bytes / static_cast<std::int64_t>(product(sizeof(double), {entries})) ||
+      images > device.shared_bytes) {
+    return;
+  }
+  // Slices of rows, as many as there are threads for, whose sums are passed on in shared memory.
+  const int most_threads = plan.image.variant.most_threads(element), taps = s.kernel_width;
+  const int tiles = ceil_div(s.channels, image_sums_outputs) * ceil_div(s.channels, image_sums_inputs(element)) * taps *
+                    ceil_div(taps, image_sums_taps(taps));
+  const std::size_t passed = product(element, {entries}), free_bytes = device.shared_bytes - images;
+  const int fitting = static_cast<int>(std::min<std::size_t>(free_bytes / passed, image_rows));
+  const int rows = ceil_div(s.height, std::clamp(std::min(most_threads / tiles, fitting), 1, s.height));
+  if (rows * s.width > sums_chain) {
+    return;
+  }
+  const int slices = ceil_div(s.height, rows);
+  plan.kernel = Kernel::image_sums;
+  plan.image_sums = {slices, rows};
+  plan.threads = std::max(plan.threads, std::min(rounded_up(tiles * slices, 32), most_threads));
+  plan.shared_bytes = std::max(plan.shared_bytes, images + (slices > 1 ? product(passed, {slices}) : std::size_t{0}));
+  plan.sums.shape = plan.shape;  // of add_parts
+  plan.sums.parts = plan.batch;
+  plan.rest_bytes = aligned(product(sizeof(double), {entries, plan.groups, plan.batch}));
+}
+
 /// Whether a strip's window fits; the plan is complete then.
 bool plan_strips(Plan& plan, const Device& device, std::size_t element) {
   const GroupShape& s = plan.shape;
@@ -343,10 +376,19 @@ Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool un
              !plan_wide(plan, device, element)) {
     plan_block(plan, device, element);
   }
+  if (operation == Operation::solve_backward) {
+    plan_image_sums(plan, device, groups, element);
+  }
   return plan;
 }
 
 std::size_t workspace_bytes(const Device& device, Operation operation, const Sizes& sizes, std::size_t element) {
+  if (operation == Operation::solve_backward) {
+    const Plan both = plan(device, operation, sizes, true, element);
+    return both.kernel == Kernel::image_sums  // else one after the other
+               ? both.workspace_bytes()
+               : std::max(both.workspace_bytes(), workspace_bytes(device, Operation::weight_grad, sizes, element));
+  }
   return std::max(plan(device, operation, sizes, true, element, false).workspace_bytes(),
                   plan(device, operation, sizes, true, element, true).workspace_bytes());
 }

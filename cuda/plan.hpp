@@ -25,6 +25,8 @@ enum class Kernel {
   direct,  // conv: each output by itself
   tiles,   // conv: a tile of an image in shared memory
   sums,    // weight_grad: sums over parts of the images, then over the parts
+  // Both gradients of a solve: as image, and then sums with x in shared memory beside the result.
+  image_sums,
 };
 
 /// The sizes of a problem as kernels use them: those of one group.
@@ -56,6 +58,11 @@ struct ImageShape {
   int row_threads;       // threads that share a row
   int row_groups;        // rows that are summed at once
   int slices;
+};
+
+/// image_sums: slices of an image, and rows of a slice.
+struct ImageSumsShape {
+  int slices, rows;
 };
 
 /// How solve_block and solve_wide go through an image: `lanes` threads have some pixels of a diagonal, each `outputs`
@@ -136,6 +143,7 @@ struct Plan {
   std::size_t cleared_bytes = 0, weight_bytes = 0, edges_bytes = 0, rest_bytes = 0;
   // That of the kernel:
   ImageShape image{};
+  ImageSumsShape image_sums{};
   WideShape wide{};
   BlockShape block{};
   StripsShape strips{};
@@ -172,6 +180,15 @@ inline constexpr std::size_t block_header_bytes = 336;
 /// image: the threads that sum, and the rows, at most.
 inline constexpr int image_sum_threads = 256, image_rows = 64;
 
+/// image_sums: of a thread the taps of a row, the channels of dy, and those of x, which are read at once.
+constexpr int image_sums_taps(int taps) { return taps == 7 ? 4 : 3; }
+inline constexpr int image_sums_outputs = 4;
+constexpr int image_sums_inputs(std::size_t element) { return static_cast<int>(16 / element); }
+
+/// image_sums: the most products of two channels and a tap that a block sums for one image, entries of a weight, and
+/// bytes of the sums of all images. With more of them it pays to share the sums out to all processors.
+inline constexpr std::int64_t image_sums_products = 1 << 20, image_sums_entries = 3 << 12, image_sums_bytes = 32 << 20;
+
 /// The most products that weight_grad adds up one after the other in the arithmetic of T.
 inline constexpr int sums_chain = 256;
 
@@ -200,7 +217,9 @@ int narrowed(std::int64_t size, const char* what);
 /// `sizes` are clipped and not empty; `element` is the bytes of the arithmetic. It does not depend on the batch which
 /// kernel it is. With one weight for each image there is a launch for each group, and each image is planned as it is by
 /// itself, so that it has the same bits.
-/// conv over its input may ask for more shared memory than there is: then there is no kernel for it.
+/// Of solve_backward it is the plan of its solve or, as long as the batch has not too many sums, image_sums, which is
+/// both gradients; dy has the same bits. conv over its input may ask for more shared memory than there is: then there
+/// is no kernel for it.
 Plan plan(const Device& device, Operation operation, const Sizes& sizes, bool unit_diagonal, std::size_t element,
           bool in_place = false);
 

@@ -64,13 +64,21 @@ struct Steps {
   Index a = 0, b = 0, c = 0;
 };
 
+/// Rows become columns.
+template <class Strided>
+__device__ void swap_axes(Strided& of) {
+  const Index row = of.row;
+  of.row = of.column;
+  of.column = row;
+}
+
 template <class T>
 struct FilterGroup : Filter<T>::Group {
   __device__ void swap_images() {
-    swap(this->in);
-    swap(this->out);
+    swap_axes(this->in);
+    swap_axes(this->out);
   }
-  __device__ void swap_weight() { swap(this->weight); }
+  __device__ void swap_weight() { swap_axes(this->weight); }
   __host__ __device__ void move(const Steps& steps, Index times) {
     this->in.data += steps.a * times;
     this->out.data += steps.b * times;
@@ -79,14 +87,6 @@ struct FilterGroup : Filter<T>::Group {
   static Steps between(const FilterGroup& from, const FilterGroup& to, Index times) {
     return {(to.in.data - from.in.data) / times, (to.out.data - from.out.data) / times,
             (to.weight.data - from.weight.data) / times};
-  }
-
- private:
-  template <class Strided>
-  static __device__ void swap(Strided& of) {
-    const Index row = of.row;
-    of.row = of.column;
-    of.column = row;
   }
 };
 

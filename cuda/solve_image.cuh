@@ -94,10 +94,17 @@ class ImageSolver {
   }
 
   __device__ void store(const FilterGroup<T>& group) const {
-    const bool channels_last = magnitude(group.out.channel) < magnitude(group.out.column);
-    for_image(s_, s_.channels, channels_last, [&](int row, int column, int channel) {
-      narrow(pixel(row, column)[channel],
-             group.out.data[channel * group.out.channel + row * group.out.row + column * group.out.column]);
+    store(group, [&](int row, int column, int channel, T& to) { narrow(pixel(row, column)[channel], to); });
+  }
+
+  /// Also in shared memory the result is then rounded to a T.
+  __device__ void store_and_keep(const FilterGroup<T>& group) const {
+    store(group, [&](int row, int column, int channel, T& to) {
+      A& value = pixel(row, column)[channel];
+      T rounded;
+      narrow(value, rounded);
+      value = widen(rounded);
+      to = rounded;
     });
   }
 
@@ -109,6 +116,15 @@ class ImageSolver {
 
   static __device__ A at(const Taps<const T>& w, int output, int input, int i, int j) {
     return widen(w.data[output * w.out + input * w.in + i * w.row + j * w.column]);
+  }
+
+  template <class Each>
+  __device__ void store(const FilterGroup<T>& group, Each&& each) const {
+    const bool channels_last = magnitude(group.out.channel) < magnitude(group.out.column);
+    for_image(s_, s_.channels, channels_last, [&](int row, int column, int channel) {
+      each(row, column, channel,
+           group.out.data[channel * group.out.channel + row * group.out.row + column * group.out.column]);
+    });
   }
 
   /// The channels up to the pitch are 0.

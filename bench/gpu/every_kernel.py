@@ -39,6 +39,7 @@ PROBLEMS = (
     *(Problem(2, channels, 70, 20) for channels in (1, 2, 3, 4)),  # several strips
     Problem(2, 5, 6, 7),
     Problem(2, 12, 16, 16),
+    Problem(1, 12, 36, 36),  # too many products to sum them in the blocks of the solve
     Problem(1, 24, 8, 8),
     Problem(2, 48, 4, 4),
     Problem(1, 96, 6, 5),  # a weight that no shared memory holds

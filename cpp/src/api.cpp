@@ -69,12 +69,12 @@ Execution settled(const char* function, const Execution& execution) {
 
 template <class T>
 std::size_t needed_workspace(Operation operation, const Sizes& sizes, const Execution& execution) {
+  if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
+    return cuda::workspace_size<T>(operation, sizes, *on_cuda);
+  }
   if (operation == Operation::solve_backward) {  // one after the other
     return std::max(needed_workspace<T>(Operation::solve, sizes, execution),
                     needed_workspace<T>(Operation::weight_grad, sizes, execution));
-  }
-  if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
-    return cuda::workspace_size<T>(operation, sizes, *on_cuda);
   }
   return cpu::workspace_size<T>(operation, sizes, std::get<Cpu>(execution));
 }
@@ -107,14 +107,14 @@ Filter<T> filter_problem(Operation operation, const Sizes& sizes, View<const T> 
 
 template <class T, std::size_t Axes>
 Correlation<T> correlation_problem(const Sizes& sizes, View<const T> x, View<const T> g, View<T, Axes> dw,
-                                   const Options& options, bool negative) {
+                                   const Options& options, bool transpose, bool negative) {
   Correlation<T> problem{sizes, options.unit_diagonal, negative, {}};
   problem.groups.reserve(static_cast<std::size_t>(sizes.groups));
   for (std::int64_t group = 0; group < sizes.groups; ++group) {
     const Corner corner = corner_of(options, group);
-    problem.groups.push_back({group_images(x, group, sizes.channels, corner, false),
-                              group_images(g, group, sizes.channels, corner, false),
-                              group_taps(dw, group, sizes.channels, corner, false)});
+    problem.groups.push_back({group_images(x, group, sizes.channels, corner, transpose),
+                              group_images(g, group, sizes.channels, corner, transpose),
+                              group_taps(dw, group, sizes.channels, corner, transpose)});
   }
   return problem;
 }
@@ -149,7 +149,7 @@ void correlate(View<const T> x, View<const T> g, View<T, Axes> dw, const Options
   check_data(function, "dw", dw.data, dw.shape);
   const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(Operation::weight_grad, sizes, execution), execution);
-  run(correlation_problem(sizes, x, g, dw, options, false), scratch.data(), execution);
+  run(correlation_problem(sizes, x, g, dw, options, false, false), scratch.data(), execution);
 }
 
 template <class T, std::size_t Axes>
@@ -170,10 +170,18 @@ void differentiate_solve(View<const T> x, View<const T> g, View<const T, Axes> w
   const Execution execution = settled(function, requested);
   const Scratch scratch(function, workspace, needed_workspace<T>(Operation::solve_backward, sizes, execution),
                         execution);
-  run(filter_problem(Operation::solve, sizes, g, weight, dy, options, !options.transpose), scratch.data(), execution);
+  const bool transpose = !options.transpose;
+  const Filter<T> adjoint = filter_problem(Operation::solve, sizes, g, weight, dy, options, transpose);
   // M^T is linear in the weight too: <g, M^T x> = <M g, x> swaps the two.
   const View<const T> solved = dy;
-  run(correlation_problem(sizes, options.transpose ? solved : x, options.transpose ? x : solved, dw, options, true),
+  const auto* on_cuda = std::get_if<Cuda>(&execution);
+  if (on_cuda != nullptr && cuda::has_both_gradients<T>(sizes, *on_cuda)) {
+    cuda::run(adjoint, correlation_problem(sizes, solved, x, dw, options, transpose, true), scratch.data(), *on_cuda);
+    return;
+  }
+  run(adjoint, scratch.data(), execution);
+  run(correlation_problem(sizes, options.transpose ? solved : x, options.transpose ? x : solved, dw, options, false,
+                          true),
       scratch.data(), execution);
 }
 
@@ -203,17 +211,27 @@ PlanInfo describe_plan(Operation operation, const Shape& image, const Shape& wei
                        const Execution& requested, std::size_t shared_bytes) {
   const char* const function = "describe_plan";
   const Sizes sizes = check_images(function, "image", image, weight, options);
-  if (operation == Operation::solve_backward) {
-    throw Error("[describe_plan] expected solve, conv or weight_grad, but got solve_backward, which is two of them");
-  }
   const Execution execution = settled(function, requested);
   if (is_empty(sizes)) {
     return {};
   }
-  if (const auto* on_cuda = std::get_if<Cuda>(&execution)) {
-    return cuda::describe<T>(operation, sizes, *on_cuda, shared_bytes);
+  const auto* on_cuda = std::get_if<Cuda>(&execution);
+  const auto describe = [&](Operation described) {
+    return on_cuda != nullptr ? cuda::describe<T>(described, sizes, *on_cuda, shared_bytes)
+                              : cpu::describe<T>(described, sizes, std::get<Cpu>(execution));
+  };
+  if (operation != Operation::solve_backward ||
+      (on_cuda != nullptr && cuda::has_both_gradients<T>(sizes, *on_cuda, shared_bytes))) {
+    return describe(operation);
   }
-  return cpu::describe<T>(operation, sizes, std::get<Cpu>(execution));
+  PlanInfo both = describe(Operation::solve);
+  const PlanInfo sums = describe(Operation::weight_grad);
+  both.kernel += ", " + sums.kernel;
+  both.threads = std::max(both.threads, sums.threads);
+  both.launches += sums.launches;
+  both.shared_bytes = std::max(both.shared_bytes, sums.shared_bytes);
+  both.workspace_bytes = std::max(both.workspace_bytes, sums.workspace_bytes);
+  return both;
 }
 
 template <class T>

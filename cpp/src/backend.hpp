@@ -121,6 +121,14 @@ PlanInfo describe(Operation operation, const Sizes& sizes, const Cpu& execution)
 }  // namespace cpu
 namespace cuda {
 INVCONV_BACKEND(Cuda)
+/// Whether one run makes both gradients of a solve; `shared_bytes` as of describe_plan().
+template <class T>
+bool has_both_gradients(const Sizes& sizes, const Cuda& execution, std::size_t shared_bytes = 0);
+/// The solve that `solve` is, and the negative of weight_grad as the derivative by the weight that it reads: `sums` has
+/// the result for x and the x of solve_backward for g, in the view of `solve`. The workspace is as large as
+/// workspace_size() asks for solve_backward.
+template <class T>
+void run(const Filter<T>& solve, const Correlation<T>& sums, void* workspace, const Cuda& execution);
 template <class T>
 PlanInfo describe(Operation operation, const Sizes& sizes, const Cuda& execution, std::size_t shared_bytes);
 void synchronize(const Cuda& execution);

@@ -26,6 +26,16 @@ void run(const Correlation<T>&, void*, const Cuda&) {
 }
 
 template <class T>
+bool has_both_gradients(const Sizes&, const Cuda&, std::size_t) {
+  refuse();
+}
+
+template <class T>
+void run(const Filter<T>&, const Correlation<T>&, void*, const Cuda&) {
+  refuse();
+}
+
+template <class T>
 PlanInfo describe(Operation, const Sizes&, const Cuda&, std::size_t) {
   refuse();
 }
@@ -39,7 +49,9 @@ bool has_kernels() { return false; }
   template std::size_t workspace_size<T>(Operation, const Sizes&, const Cuda&);     \
   template PlanInfo describe<T>(Operation, const Sizes&, const Cuda&, std::size_t); \
   template void run<T>(const Filter<T>&, void*, const Cuda&);                       \
-  template void run<T>(const Correlation<T>&, void*, const Cuda&);
+  template void run<T>(const Correlation<T>&, void*, const Cuda&);                  \
+  template bool has_both_gradients<T>(const Sizes&, const Cuda&, std::size_t);      \
+  template void run<T>(const Filter<T>&, const Correlation<T>&, void*, const Cuda&);
 INVCONV_INSTANTIATE(float)
 INVCONV_INSTANTIATE(double)
 INVCONV_INSTANTIATE(float16)

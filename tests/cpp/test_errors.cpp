@@ -252,11 +252,6 @@ TEST(Errors, ADeviceThatFailsIsAnErrorOfItsOwn) {
 #endif
 }
 
-TEST(Errors, SolveBackwardHasNoPlanOfItsOwn) {
-  EXPECT_EQ(message_of([] { describe_plan<float>(Operation::solve_backward, {1, 1, 1, 1}, {1, 1, 1, 1}, {}, Cpu{}); }),
-            "[describe_plan] expected solve, conv or weight_grad, but got solve_backward, which is two of them");
-}
-
 TEST(Errors, NegativeNumbersOfThreads) {
   const std::string text = "expected threads of at least 1, or 0 for num_threads(), but got -1";
   const Array<float> images({1, 1, 2, 2}), weight({1, 1, 1, 1}), out({1, 1, 2, 2});

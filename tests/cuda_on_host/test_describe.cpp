@@ -6,7 +6,8 @@
 namespace invconv::test {
 namespace {
 
-constexpr Operation operations[] = {Operation::solve, Operation::conv, Operation::weight_grad};
+constexpr Operation operations[] = {Operation::solve, Operation::conv, Operation::weight_grad,
+                                    Operation::solve_backward};
 
 const Problem problems[] = {
     make_problem({2, 12, 9, 8}, 3, 3, {}),  // in shared memory
@@ -41,16 +42,32 @@ TEST(Describe, LaunchesAreCounted) {
         solve<float>(a.view(), weight.view(), out.view(), problem.options, workspace, Cuda{});
       } else if (operation == Operation::conv) {
         conv<float>(a.view(), weight.view(), out.view(), problem.options, workspace, Cuda{});
-      } else {
+      } else if (operation == Operation::weight_grad) {
         weight_grad<float>(a.view(), a.view(), weight.view(), problem.options, workspace, Cuda{});
+      } else {
+        const Array<float> dw(problem.weight);
+        solve_backward<float>(a.view(), a.view(), weight.view(), out.view(), dw.view(), problem.options, workspace,
+                              Cuda{});
       }
       EXPECT_EQ(info.launches, cuda_on_host::launches - before) << info.kernel;
-      if (operation != Operation::weight_grad) {  // whose last launch is the lesser one
+      if (operation == Operation::solve || operation == Operation::conv) {  // the others' last launch is the lesser one
         EXPECT_EQ(static_cast<unsigned>(info.threads), cuda_on_host::latest_threads) << info.kernel;
         EXPECT_EQ(info.shared_bytes, cuda_on_host::latest_shared_bytes) << info.kernel;
       }
     }
   }
+}
+
+TEST(Describe, BothGradientsAreOneKernelOrTwoOperations) {
+  const auto kernel = [](const Problem& problem, const Execution& execution) {
+    return describe_plan<float>(Operation::solve_backward, problem.image, problem.weight, problem.options, execution)
+        .kernel;
+  };
+  EXPECT_EQ(kernel(problems[0], Cuda{}), "solve_image_sums, add_parts");
+  EXPECT_EQ(kernel(problems[2], Cuda{}), "solve_strips, sum_parts, add_parts");
+  const std::string on_cpu = kernel(problems[0], Cpu{1});
+  EXPECT_EQ(on_cpu, describe_plan<float>(Operation::solve, problems[0].image, problems[0].weight, {}, Cpu{1}).kernel +
+                        ", sums");
 }
 
 TEST(Describe, MoreSharedMemoryNeedsNoDevice) {

@@ -103,6 +103,20 @@ void check_filter(Operation operation, const Problem& problem, Random& random) {
 /// each rounded once; such sums are added in double, with at most one addition for each product, and one for each part.
 /// So does this reference. Last, the sum is stored as a T.
 template <class T>
+void expect_sums_within_bound(const Dense& is, const Dense& x, const Dense& g, const Problem& problem, double sign) {
+  const Dense expected = weight_grad(x, g, problem.weight, problem.options);
+  const Dense spread = weight_grad(magnitude(x), magnitude(g), problem.weight, problem.options);
+  const double products = static_cast<double>(problem.image[0] * problem.image[2] * problem.image[3]);
+  const double factor = (std::min(products, double{detail::cuda::sums_chain}) + 1) * arithmetic_roundoff<T> +
+                        (2 * products + 512) * 0x1p-53;
+  for (std::size_t at = 0; at < is.data.size(); ++at) {
+    const double stored = (storage_roundoff<T> + arithmetic_roundoff<T>)*std::abs(is.data[at]) + storage_underflow<T>;
+    ASSERT_TRUE(std::abs(is.data[at] - sign * expected.data[at]) <= factor * spread.data[at] + stored)
+        << "entry " << at << ": " << is.data[at] << ", but expected " << sign * expected.data[at];
+  }
+}
+
+template <class T>
 void check_weight_grad(const Problem& problem, Random& random) {
   const Array<T> x(random_images(random, problem.image), random.pick(layouts));
   const Array<T> g(random_images(random, problem.image), random.pick(layouts));
@@ -112,15 +126,53 @@ void check_weight_grad(const Problem& problem, Random& random) {
       workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, problem.options, Cuda{}));
   weight_grad<T>(x.view(), g.view(), dw.view(), problem.options, memory.workspace(), Cuda{});
   EXPECT_TRUE(dw.gaps_are_intact());
-  const Dense is = dw.dense(), expected = weight_grad(x.dense(), g.dense(), problem.weight, problem.options);
-  const Dense spread = weight_grad(magnitude(x.dense()), magnitude(g.dense()), problem.weight, problem.options);
-  const double products = static_cast<double>(problem.image[0] * problem.image[2] * problem.image[3]);
-  const double factor = (std::min(products, double{detail::cuda::sums_chain}) + 1) * arithmetic_roundoff<T> +
-                        (2 * products + 512) * 0x1p-53;
-  for (std::size_t at = 0; at < is.data.size(); ++at) {
-    const double stored = (storage_roundoff<T> + arithmetic_roundoff<T>)*std::abs(is.data[at]) + storage_underflow<T>;
-    ASSERT_TRUE(std::abs(is.data[at] - expected.data[at]) <= factor * spread.data[at] + stored)
-        << "entry " << at << ": " << is.data[at] << ", but expected " << expected.data[at];
+  expect_sums_within_bound<T>(dw.dense(), x.dense(), g.dense(), problem, 1);
+}
+
+template <class T>
+void run_gradients(const Array<T>& x, const Array<T>& g, const Array<T>& weight, const Array<T>& dy, const Array<T>& dw,
+                   const Problem& problem) {
+  const CallerMemory memory(
+      workspace_size<T>(Operation::solve_backward, problem.image, problem.weight, problem.options, Cuda{}));
+  solve_backward<T>(x.view(), g.view(), weight.view(), dy.view(), dw.view(), problem.options, memory.workspace(),
+                    Cuda{});
+}
+
+/// Holds both gradients to the two operations that make them: dy to the bit, and dw where one kernel does not make
+/// both, whose order of the sums is its own.
+template <class T>
+void check_gradients(const Problem& problem, Random& random) {
+  const bool in_place = random.integer(0, 3) == 0;
+  const Array<T> x(random_images(random, problem.image), random.pick(layouts));
+  const Array<T> g(random_images(random, problem.image), random.pick(layouts));
+  const Array<T> weight(random_weight(random, problem.weight, problem.options, 0.9), random.pick(layouts));
+  const Array<T> expected_dy(problem.image), expected_dw(problem.weight);
+  Options opposite = problem.options, upright = problem.options;
+  opposite.transpose = !problem.options.transpose;
+  upright.transpose = false;
+  run<T>(Operation::solve, g.view(), weight.view(), expected_dy.view(), opposite, Cuda{});
+
+  const std::vector<T> x_before = x.buffer(), g_before = g.buffer(), weight_before = weight.buffer();
+  const Array<T> dy = in_place ? g : Array<T>(problem.image, random.pick(layouts));
+  const Array<T> dw(problem.weight, random.pick(layouts));
+  draw_schedule(random);
+  run_gradients(x, in_place ? dy : g, weight, dy, dw, problem);
+  EXPECT_TRUE(same_bits(x.buffer(), x_before)) << "x was written";
+  EXPECT_TRUE(same_bits(g.buffer(), g_before)) << "g was written";
+  EXPECT_TRUE(same_bits(weight.buffer(), weight_before)) << "the weight was written";
+  EXPECT_TRUE(dy.gaps_are_intact());
+  EXPECT_TRUE(dw.gaps_are_intact());
+  ASSERT_TRUE(same_bits(dy.elements(), expected_dy.elements()));
+  const Array<T>&a = problem.options.transpose ? dy : x, &b = problem.options.transpose ? x : dy;
+  if (!is_empty(problem) && plan_of<T>(Operation::solve_backward, problem).kernel == Kernel::image_sums) {
+    expect_sums_within_bound<T>(dw.dense(), a.dense(), b.dense(), problem, -1);
+    return;
+  }
+  const CallerMemory sums(workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, upright, Cuda{}));
+  weight_grad<T>(a.view(), b.view(), expected_dw.view(), upright, sums.workspace(), Cuda{});
+  const std::vector<T> negative = dw.elements(), positive = expected_dw.elements();
+  for (std::size_t at = 0; at < negative.size(); ++at) {
+    ASSERT_EQ(value_of(negative[at]), -value_of(positive[at])) << at;
   }
 }
 
@@ -409,32 +461,95 @@ TYPED_TEST(Kernels, SolveOfDiagonalsLongerThanABlock) {
 }
 
 TYPED_TEST(Kernels, BothGradients) {
-  using T = TypeParam;
   Random random(10);
   for (int trial = 0; trial < trials / 4; ++trial) {
     const Problem problem = trial % 2 == 0 ? random_strips(random) : random_problem(random);
     SCOPED_TRACE(::testing::Message() << problem);
-    const Array<T> x(random_images(random, problem.image), contiguous),
-        g(random_images(random, problem.image), contiguous);
-    const Array<T> weight(random_weight(random, problem.weight, problem.options, 0.9), contiguous);
-    const Array<T> dy(problem.image), dw(problem.weight), expected_dy(problem.image), expected_dw(problem.weight);
-    Options opposite = problem.options, upright = problem.options;
-    opposite.transpose = !problem.options.transpose;
-    upright.transpose = false;
-    run<T>(Operation::solve, g.view(), weight.view(), expected_dy.view(), opposite, Cuda{});
-    const bool swapped = problem.options.transpose;
-    const CallerMemory sums(workspace_size<T>(Operation::weight_grad, problem.image, problem.weight, upright, Cuda{}));
-    weight_grad<T>(swapped ? expected_dy.view() : x.view(), swapped ? x.view() : expected_dy.view(), expected_dw.view(),
-                   upright, sums.workspace(), Cuda{});
-    draw_schedule(random);
-    const CallerMemory memory(
-        workspace_size<T>(Operation::solve_backward, problem.image, problem.weight, problem.options, Cuda{}));
-    solve_backward<T>(x.view(), g.view(), weight.view(), dy.view(), dw.view(), problem.options, memory.workspace(),
-                      Cuda{});
-    ASSERT_TRUE(same_bits(dy.elements(), expected_dy.elements()));
-    const std::vector<T> negative = dw.elements(), positive = expected_dw.elements();
-    for (std::size_t at = 0; at < negative.size(); ++at) {
-      ASSERT_EQ(value_of(negative[at]), -value_of(positive[at])) << at;
+    check_gradients<TypeParam>(problem, random);
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+}
+
+TYPED_TEST(Kernels, BothGradientsByImages) {
+  Random random(18);
+  std::set<std::array<int, 4>> variants;
+  std::set<std::string> seen;
+  for (int trial = 0, done = 0; done < trials; ++trial) {
+    const Problem problem = random_image(random);
+    most_shared_bytes = random.pick(std::array<std::size_t, 3>{227 * 1024, 227 * 1024, 48 * 1024});
+    SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
+    const auto plan = plan_of<TypeParam>(Operation::solve_backward, problem);
+    if (plan.kernel != Kernel::image_sums) {
+      continue;
+    }
+    variants.insert({plan.image.variant.taps, plan.image.variant.outputs, plan.image.variant.inputs,
+                     plan.image.variant.substituted});
+    seen.insert(plan.image.swapped ? "swapped" : "as it is");
+    seen.insert(plan.image_sums.slices > 1 ? "slices" : "one slice");
+    seen.insert(plan.image_sums.rows > 1 ? "rows" : "one row");
+    seen.insert(problem.options.transpose ? "transposed" : "upright");
+    check_gradients<TypeParam>(problem, random);
+    ++done;
+    if (this->HasFatalFailure()) {
+      return;
+    }
+  }
+  if (trials > 100) {
+    EXPECT_EQ(variants.size(), (std::is_same_v<TypeParam, double> ? 5u : 8u));
+    EXPECT_EQ(seen.size(), 8u);
+  }
+}
+
+/// As WeightGradOfAnInfinitePixel, but here nothing outside the image is multiplied.
+TYPED_TEST(Kernels, BothGradientsOfAnInfinitePixel) {
+  using T = TypeParam;
+  Random random(20);
+  most_shared_bytes = 227 * 1024;
+  for (const Problem& problem : {make_problem({1, 5, 5, 6}, 3, 3, {}), make_problem({1, 5, 8, 7}, 7, 7, {})}) {
+    ASSERT_EQ(plan_of<T>(Operation::solve_backward, problem).kernel, Kernel::image_sums);
+    const Index height = problem.image[2], width = problem.image[3], taps = problem.weight[2];
+    const Array<T> x(random_images(random, problem.image), contiguous);
+    const Array<T> g(random_images(random, problem.image), contiguous);
+    const Array<T> weight(random_weight(random, problem.weight, {}, 0.9), contiguous);
+    const Array<T> dy(problem.image);
+    const auto gradient = [&] {
+      const Array<T> dw(problem.weight);
+      run_gradients(x, g, weight, dy, dw, problem);
+      return dw;
+    };
+    const Array<T> clean = gradient();
+    for (Index pixel = 0; pixel < height * width; pixel += trials > 100 ? 1 : 11) {
+      const Index row = pixel / width, column = pixel % width;
+      T& value = x.at(0, 1, row, column);
+      const T before = value;
+      value = rounded<T>(std::numeric_limits<double>::infinity());
+      const Array<T> dw = gradient();
+      value = before;
+      for (Index o = 0; o < 5; ++o) {
+        for (Index c = 0; c < 5; ++c) {
+          for (Index tap = 0; tap < taps * taps; ++tap) {
+            const Index i = tap / taps, j = tap % taps;
+            const bool reads = c == 1 && row + i < height && column + j < width && (tap > 0 || c < o);
+            const double is = value_of(dw.at(o, c, taps - 1 - i, taps - 1 - j));
+            const double was = value_of(clean.at(o, c, taps - 1 - i, taps - 1 - j));
+            ASSERT_TRUE(reads ? std::isinf(is) || std::isnan(is) : is == was)
+                << row << ' ' << column << ": " << o << c << i << j;
+          }
+        }
+      }
+    }
+    // An infinity in g spoils dy up to the pixel, and no tap pairs what is right of it with what is not.
+    g.at(0, 0, 0, 0) = rounded<T>(std::numeric_limits<double>::infinity());
+    const Array<T> dw = gradient();
+    ASSERT_FALSE(std::isfinite(value_of(dy.at(0, 0, 0, 0))));
+    for (Index o = 0; o < 5; ++o) {
+      for (Index c = 0; c < 5; ++c) {
+        for (Index tap = 1; tap < taps * taps; ++tap) {  // x[p - t] with p = 0 is outside for all but the anchor
+          EXPECT_TRUE(std::isfinite(value_of(dw.at(o, c, taps - 1 - tap / taps, taps - 1 - tap % taps))));
+        }
+      }
     }
   }
 }
@@ -781,6 +896,32 @@ TEST(Mistakes, EachMissingBarrierOfImagesIsFound) {
   most_shared_bytes = 48 * 1024;
 }
 
+TEST(Mistakes, EachMissingBarrierOfBothGradientsIsFound) {
+  most_shared_bytes = 227 * 1024;
+  const Problem problem = make_problem({2, 5, 3, 4}, 3, 3, {});
+  const auto plan = plan_of<float>(Operation::solve_backward, problem);
+  ASSERT_EQ(plan.kernel, Kernel::image_sums);
+  ASSERT_GT(plan.image_sums.slices, 1);
+  Random random(21);
+  const Array<float> x(random_images(random, problem.image), contiguous);
+  const Array<float> g(random_images(random, problem.image), contiguous), dy(problem.image);
+  const Array<float> weight(random_weight(random, problem.weight, {}, 0.9), contiguous);
+  run<float>(Operation::solve, g.view(), weight.view(), dy.view(), {}, Cuda{});
+  const int solving = last_launch().barriers;
+  const auto gradient = [&](int dropped) {
+    return results(dropped, -1, [&] {
+      const Array<float> dw(problem.weight);
+      run_gradients(x, g, weight, dy, dw, problem);
+      return dw.elements();
+    });
+  };
+  const auto correct = gradient(-1);
+  ASSERT_EQ(correct.size(), 1u);
+  EXPECT_NE(gradient(solving), correct) << "before the sums";
+  EXPECT_NE(gradient(solving + 1), correct) << "before the slices are added";
+  most_shared_bytes = 48 * 1024;
+}
+
 TEST(Mistakes, MissingWarpBarriersOfStripsAreFound) {
   const Problem problem = make_problem({1, 2, 66, 20}, 3, 3, {});  // two strips
   ASSERT_EQ(plan_of<float>(Operation::solve, problem).kernel, Kernel::strips);
@@ -865,6 +1006,18 @@ TEST(Plans, DoNotDependOnTheBatch) {
       }
     }
   }
+}
+
+TEST(Plans, BothGradientsInOneWhereTheSumsAreFew) {
+  most_shared_bytes = 227 * 1024;
+  const auto kernel = [](const Problem& problem) { return plan_of<float>(Operation::solve_backward, problem).kernel; };
+  EXPECT_EQ(kernel(make_problem({1, 12, 16, 16}, 3, 3, {})), Kernel::image_sums);
+  EXPECT_EQ(kernel(make_problem({3000, 12, 16, 16}, 3, 3, {})), Kernel::image_sums);
+  EXPECT_EQ(kernel(make_problem({4000, 12, 16, 16}, 3, 3, {})), Kernel::image) << "sums of all images";
+  EXPECT_EQ(kernel(make_problem({1, 12, 32, 32}, 3, 3, {})), Kernel::image) << "products of an image";
+  EXPECT_EQ(kernel(make_problem({1, 48, 4, 4}, 3, 3, {})), Kernel::image) << "entries of the weight";
+  EXPECT_EQ(kernel(make_problem({1, 6, 3, 300}, 3, 3, {})), Kernel::image) << "products in a chain";
+  most_shared_bytes = 48 * 1024;
 }
 
 TEST(Plans, ARowOfAnyLengthHasAKernel) {

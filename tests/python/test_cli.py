@@ -506,6 +506,9 @@ def test_info_tells_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     kernels = invconv.build_info()["cuda_kernels"] == "yes"
     on_cuda = "solve_.* to a block; launches: [0-9]" if kernels else "no kernels in this build"
     assert re.search(rf"^cuda\S* +{on_cuda}", out, re.MULTILINE)
+    code, out, _ = call(["info", "--shape", "2,3,4,4", "--operation", "solve_backward"], capsys)
+    assert code == 0
+    assert re.search(r"^cpu .* in [0-9]+ lanes, sums; ", out, re.MULTILINE)
     for bad, message in (
         (["--shape", "1,2,3"], "expected 4 numbers"),
         (["--shape", "1,2,3,x"], "expected 4 numbers"),

@@ -175,8 +175,9 @@ void weight_grad(In<T> x, In<T> g, View<T, 5> dw, const Options& options, Worksp
 ///
 /// where the weight is read, and exactly 0 elsewhere; with options.transpose those of x = M^-T y, for which dL/dy and x
 /// change places in the sum. One solve and one correlation. x, g and dy: (B, C, H, W); weight and dw: (C, C/groups, kh,
-/// kw), or (B, C, C/groups, kh, kw) with the sums over p alone. dy and dw have the same bits as solve() and
-/// -weight_grad(). dy may be g itself, in place; any other overlap of an output with anything gives wrong results.
+/// kw), or (B, C, C/groups, kh, kw) with the sums over p alone. dy has the same bits as solve(), and dw as
+/// -weight_grad(), but on a device where one kernel makes both: there dw is the same sum in another order, with the same
+/// bound. dy may be g itself, in place; any other overlap of an output with anything gives wrong results.
 template <class T>
 void solve_backward(In<T> x, In<T> g, In<T> weight, View<T> dy, View<T> dw, const Options& options, Workspace workspace,
                     const Execution& execution);
@@ -239,8 +240,9 @@ struct PlanInfo {
   std::size_t workspace_bytes = 0;
 };
 
-/// The plan of solve, conv or weight_grad. Nothing is computed. On CUDA `shared_bytes`, if not 0, stands for what a
-/// thread block of the device may have, and no device is looked at; all devices of one such size have the same plans.
+/// The plan of an operation. Where solve_backward is a solve and then a weight_grad, launches are those of both, and the
+/// other numbers the larger ones. Nothing is computed. On CUDA `shared_bytes`, if not 0, stands for what a thread block
+/// of the device may have, and no device is looked at; all devices of one such size have the same plans.
 template <class T>
 PlanInfo describe_plan(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                        const Execution& execution, std::size_t shared_bytes = 0);

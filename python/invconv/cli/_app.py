@@ -470,7 +470,7 @@ def info(
     ] = None,
     kernel_size: Annotated[str, typer.Option(help="With --shape: as 3, or 3,5.")] = "3",
     operation: Annotated[
-        str, typer.Option(help="With --shape: solve, conv or weight_grad.")
+        str, typer.Option(help="With --shape: solve, conv, weight_grad or solve_backward.")
     ] = "solve",
     groups: Annotated[int, typer.Option(min=1, help="With --shape: of channels.")] = 1,
     dtype: Annotated[
@@ -486,9 +486,10 @@ def info(
     batch, channels, height, width = _read_sizes("--shape", shape, 4)
     both = kernel_size if "," in kernel_size else f"{kernel_size},{kernel_size}"
     kh, kw = _read_sizes("--kernel-size", both, 2)
-    if operation not in ("solve", "conv", "weight_grad"):
+    operations = ("solve", "conv", "weight_grad", "solve_backward")
+    if operation not in operations:
         raise typer.BadParameter(
-            f"{operation!r} is none of solve, conv, weight_grad", param_hint="--operation"
+            f"{operation!r} is none of {', '.join(operations)}", param_hint="--operation"
         )
     if dtype not in DTYPES:
         raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}", param_hint="--dtype")
