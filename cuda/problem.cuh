@@ -4,8 +4,8 @@
 // order of operations.
 //
 // The order of operations that makes one output of solve and conv is that of the CPU kernels (cpu/kernels.hpp) in all
-// kernels but solve_image, and every product is added by one fused operation: results have the bits of a CPU with fused
-// products. No batch or stream changes a bit of any. Taps outside the image are left out everywhere.
+// kernels but solve_image and solve_wide, and every product is added by one fused operation: results have the bits of a
+// CPU with fused products. No batch or stream changes a bit of any. Taps outside the image are left out everywhere.
 
 #include <cstdint>
 #include <vector>

@@ -332,8 +332,10 @@ TYPED_TEST(Kernels, SolveOfManyChannels) {
   Random random(17);
   std::set<int> outputs, units;
   std::set<std::string> seen;
+  // With more rows of taps than a strip has; strips of eight rows, and of three.
+  const Problem tall[] = {make_problem({1, 129, 9, 19}, 9, 1, {}), make_problem({1, 300, 9, 19}, 5, 1, {})};
   for (int done = 0; done < trials * 4 / 3;) {  // of three storage types
-    const Problem problem = random_many_channels(random);
+    const Problem problem = done < 2 ? tall[done] : random_many_channels(random);
     most_shared_bytes = random.pick(std::array<std::size_t, 3>{227 * 1024, 99 * 1024, 64 * 1024});
     SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
     const auto plan = plan_of<TypeParam>(Operation::solve, problem);
@@ -347,6 +349,7 @@ TYPED_TEST(Kernels, SolveOfManyChannels) {
     seen.insert(of.strip.strips > 1 ? "strips" : "one strip");
     seen.insert(of.strip.swapped ? "swapped" : "as it is");
     seen.insert(of.units > of.row_groups ? "some outputs" : "all outputs");
+    seen.insert(of.strip.strips > 1 && of.strip.above() > of.strip.rows ? "taps above strips" : "taps in strips");
     const int taps = plan.shape.kernel_height * plan.shape.kernel_width;
     seen.insert(of.first_line == 0                                  ? "all lines"
                 : of.first_line <= (taps - 1) * plan.shape.channels ? "the anchor's lines"
@@ -360,7 +363,7 @@ TYPED_TEST(Kernels, SolveOfManyChannels) {
   if (trials > 100) {
     EXPECT_EQ(outputs.size(), 2u);
     EXPECT_EQ(units.size(), 4u);
-    EXPECT_GE(seen.size(), 8u);
+    EXPECT_GE(seen.size(), 10u);
   }
 }
 
@@ -436,10 +439,11 @@ TYPED_TEST(Kernels, WeightsAreACallForEachImage) {
   Random random(14);
   for (int trial = 0; trial < trials / 8; ++trial) {
     most_shared_bytes = random.coin() ? 227 * 1024 : 48 * 1024;
-    const int kind = trial % 4;
+    const int kind = trial % 5;
     const Problem problem = kind == 0   ? random_strips(random)
                             : kind == 1 ? random_image(random)
                             : kind == 2 ? random_tiled(random)
+                            : kind == 3 ? random_many_channels(random)
                                         : random_problem(random);
     SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
     draw_schedule(random);

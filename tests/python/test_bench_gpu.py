@@ -434,7 +434,7 @@ def test_the_kernels_of_the_source_are_found() -> None:
     found = list(every_kernel.in_source())
     text = "".join(path.read_text() for path in (cmake.ROOT / "cuda").glob("*.cu*"))
     assert len(found) == len(re.findall(r"^(?:template.*\n)?__global__", text, re.MULTILINE))
-    assert {"solve_block", "solve_image", "solve_image_sums", "solve_wide", "conv_direct"} <= set(found)
+    assert {"solve_image", "solve_image_sums", "solve_wide", "conv_direct"} <= set(found)
     assert not any(name.startswith("__") for name in found)
 
 

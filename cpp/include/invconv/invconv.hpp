@@ -135,8 +135,8 @@ template <class T, std::same_as<WeightsShape> Weights>
 std::size_t workspace_size(Operation operation, const Shape& image, const Weights& weights, const Options& options,
                            const Execution& execution);
 
-// Each operation comes in two forms: with one weight for all images, and with one for each of them, on the CPU alone.
-// The second has the same bits as a call for each image.
+// Each operation comes in two forms: with one weight for all images, and with one for each of them. The second has the
+// same bits as a call for each image.
 
 /// x = M^-1 y, or M^-T y. y and x: (B, C, H, W); weight: (C, C/groups, kh, kw), or (B, C, C/groups, kh, kw). x may be y
 /// itself, in place; any other overlap of x with y gives wrong results. Cost: 2 B H W C (C/groups) kh kw operations.
@@ -176,8 +176,8 @@ void weight_grad(In<T> x, In<T> g, View<T, 5> dw, const Options& options, Worksp
 /// where the weight is read, and exactly 0 elsewhere; with options.transpose those of x = M^-T y, for which dL/dy and x
 /// change places in the sum. One solve and one correlation. x, g and dy: (B, C, H, W); weight and dw: (C, C/groups, kh,
 /// kw), or (B, C, C/groups, kh, kw) with the sums over p alone. dy has the same bits as solve(), and dw as
-/// -weight_grad(), but on a device where one kernel makes both: there dw is the same sum in another order, with the same
-/// bound. dy may be g itself, in place; any other overlap of an output with anything gives wrong results.
+/// -weight_grad(), but on a device where one kernel makes both: there dw is the same sum in another order, with the
+/// same bound. dy may be g itself, in place; any other overlap of an output with anything gives wrong results.
 template <class T>
 void solve_backward(In<T> x, In<T> g, In<T> weight, View<T> dy, View<T> dw, const Options& options, Workspace workspace,
                     const Execution& execution);
@@ -240,9 +240,9 @@ struct PlanInfo {
   std::size_t workspace_bytes = 0;
 };
 
-/// The plan of an operation. Where solve_backward is a solve and then a weight_grad, launches are those of both, and the
-/// other numbers the larger ones. Nothing is computed. On CUDA `shared_bytes`, if not 0, stands for what a thread block
-/// of the device may have, and no device is looked at; all devices of one such size have the same plans.
+/// The plan of an operation. Where solve_backward is a solve and then a weight_grad, launches are those of both, and
+/// the other numbers the larger ones. Nothing is computed. On CUDA `shared_bytes`, if not 0, stands for what a thread
+/// block of the device may have, and no device is looked at; all devices of one such size have the same plans.
 template <class T>
 PlanInfo describe_plan(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                        const Execution& execution, std::size_t shared_bytes = 0);
