@@ -146,11 +146,13 @@ bool launch_variant(const Plan& plan, const Filter<T>& problem, const Correlatio
     if (sums == nullptr) {
       return launch(solve_image<T, Taps, Outputs, Inputs, Substituted>, how, groups, plan.image);
     }
-    const auto correlations = some_groups<CorrelationGroup<T>>(sums->groups, first, groups.count);
-    auto* const parts = static_cast<double*>(workspace);
-    launch(solve_image_sums<T, Taps, Outputs, Inputs, Substituted>, how, groups, correlations, plan.image,
-           plan.image_sums, parts);
-    launch_add_parts(correlations, with_full_kernel(plan.sums, *sums), parts, stream);
+    if constexpr (has_image_sums(sizeof(Arithmetic<T>))) {
+      const auto correlations = some_groups<CorrelationGroup<T>>(sums->groups, first, groups.count);
+      auto* const parts = static_cast<double*>(workspace);
+      launch(solve_image_sums<T, Taps, Outputs, Inputs, Substituted>, how, groups, correlations, plan.image,
+             plan.image_sums, parts);
+      launch_add_parts(correlations, with_full_kernel(plan.sums, *sums), parts, stream);
+    }
   });
   return true;
 }

@@ -209,7 +209,7 @@ void plan_image_sums(Plan& plan, const Device& device, int groups, std::size_t e
   const std::int64_t entries = std::int64_t{s.channels} * s.channels * s.kernel_height * s.kernel_width;
   const std::int64_t sums = std::int64_t{plan.batch} * groups;
   const std::size_t images = product(element, {2, s.height, plan.image.row_pitch});
-  if (plan.kernel != Kernel::image || entries > image_sums_entries ||
+  if (plan.kernel != Kernel::image || !has_image_sums(element) || entries > image_sums_entries ||
       entries * s.height * s.width > image_sums_products ||
       sums > image_sums_bytes / static_cast<std::int64_t>(product(sizeof(double), {entries})) ||
       images > device.shared_bytes) {
@@ -217,7 +217,7 @@ void plan_image_sums(Plan& plan, const Device& device, int groups, std::size_t e
   }
   // Slices of rows, as many as there are threads for, whose sums are passed on in shared memory.
   const int most_threads = plan.image.variant.most_threads(element), taps = s.kernel_width;
-  const int tiles = ceil_div(s.channels, image_sums_outputs) * ceil_div(s.channels, image_sums_inputs(element)) * taps *
+  const int tiles = ceil_div(s.channels, image_sums_outputs) * ceil_div(s.channels, image_sums_inputs) * taps *
                     ceil_div(taps, image_sums_taps(taps));
   const std::size_t passed = product(element, {entries}), free_bytes = device.shared_bytes - images;
   const int fitting = static_cast<int>(std::min<std::size_t>(free_bytes / passed, image_rows));

@@ -182,8 +182,10 @@ inline constexpr int image_sum_threads = 256, image_rows = 64;
 
 /// image_sums: of a thread the taps of a row, the channels of dy, and those of x, which are read at once.
 constexpr int image_sums_taps(int taps) { return taps == 7 ? 4 : 3; }
-inline constexpr int image_sums_outputs = 4;
-constexpr int image_sums_inputs(std::size_t element) { return static_cast<int>(16 / element); }
+inline constexpr int image_sums_outputs = 4, image_sums_inputs = 4;
+
+/// Whether there are kernels of it: in double they would spill.
+constexpr bool has_image_sums(std::size_t element) { return element == sizeof(float); }
 
 /// image_sums: the most products of two channels and a tap that a block sums for one image, entries of a weight, and
 /// bytes of the sums of all images. With more of them it pays to share the sums out to all processors.

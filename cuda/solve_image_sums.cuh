@@ -61,7 +61,7 @@ class ImageSums {
   }
 
  private:
-  static constexpr int Taps = image_sums_taps(K), Outputs = image_sums_outputs, Inputs = image_sums_inputs(sizeof(A));
+  static constexpr int Taps = image_sums_taps(K), Outputs = image_sums_outputs, Inputs = image_sums_inputs;
   using Sums = A[Taps][Inputs][Outputs];
 
   /// Calls `each(slice, entry, value)` for all sums.
@@ -98,12 +98,11 @@ class ImageSums {
 
   /// A row of dy times the row of x under the taps, whose first one pairs `columns` pixels of them.
   __device__ void add_row(const A* dy, const A* x, int columns, Sums& sum) const {
-    constexpr int at_once = sizeof(A) == sizeof(float) ? 2 : 1;  // in double two would spill
     int column = 0;
-    for (; column + at_once + Taps - 1 <= columns; column += at_once) {
-      add_columns<at_once, Taps>(dy + column * of_.pitch, x + column * of_.pitch, sum);
+    for (; column + Taps < columns; column += 2) {
+      add_columns<2, Taps>(dy + column * of_.pitch, x + column * of_.pitch, sum);
     }
-    if (at_once > 1 && column + Taps <= columns) {
+    if (column + Taps == columns) {
       add_columns<1, Taps>(dy + column * of_.pitch, x + column * of_.pitch, sum);
     }
     add_last_columns<Taps - 1>(dy, x, columns, sum);

@@ -477,6 +477,10 @@ TYPED_TEST(Kernels, BothGradients) {
 }
 
 TYPED_TEST(Kernels, BothGradientsByImages) {
+  if (std::is_same_v<TypeParam, double>) {
+    EXPECT_EQ(plan_of<double>(Operation::solve_backward, make_problem({1, 5, 5, 6}, 3, 3, {})).kernel, Kernel::image);
+    return;
+  }
   Random random(18);
   std::set<std::array<int, 4>> variants;
   std::set<std::string> seen;
@@ -501,13 +505,17 @@ TYPED_TEST(Kernels, BothGradientsByImages) {
     }
   }
   if (trials > 100) {
-    EXPECT_EQ(variants.size(), (std::is_same_v<TypeParam, double> ? 5u : 8u));
+    EXPECT_EQ(variants.size(), 8u);
     EXPECT_EQ(seen.size(), 8u);
   }
 }
 
 /// As WeightGradOfAnInfinitePixel, but here nothing outside the image is multiplied.
 TYPED_TEST(Kernels, BothGradientsOfAnInfinitePixel) {
+  if (std::is_same_v<TypeParam, double>) {
+    EXPECT_EQ(plan_of<double>(Operation::solve_backward, make_problem({1, 5, 5, 6}, 3, 3, {})).kernel, Kernel::image);
+    return;
+  }
   using T = TypeParam;
   Random random(20);
   most_shared_bytes = 227 * 1024;
