@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 
-from invconv import data as datasets
-from invconv import train as training
 from invconv.flows import (
     PRESETS,
     CausalConvolution,
@@ -44,7 +42,7 @@ SIZES = (16, 32, 64, 128, 256)
 KERNELS = (2, 3, 5, 7, 9, 11)
 # Small enough that 256 x 256 pixels take seconds on a core.
 SCALING_BATCH = 4
-SCALING_MODEL = {"levels": 2, "steps": 2, "hidden": 16}
+SCALING_MODEL: dict[str, Any] = {"levels": 2, "steps": 2, "hidden": 16}
 
 CPU = torch.device("cpu")
 
@@ -54,6 +52,10 @@ CPU = torch.device("cpu")
 
 def train(source: str, preset: str, epochs: int) -> dict[str, Any]:
     """Train a preset and return its figures: the same seed, order and steps for every family."""
+    # Times need nothing of what training does.
+    from invconv import data as datasets
+    from invconv import train as training
+
     data = datasets.load(source)
     config = training.new_config(source, data, preset, 0, epochs=epochs)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,19 +76,27 @@ def train(source: str, preset: str, epochs: int) -> dict[str, Any]:
 # ---- times ---------------------------------------------------------------------------------------
 
 
-def initialised(preset: str, shape: Sequence[int], **options: Any) -> InverseFlow:
+def initialised(
+    preset: str, shape: Sequence[int], device: torch.device = CPU, **options: Any
+) -> InverseFlow:
     """A model of a preset, or of options, whose ActNorms have seen a batch of noise."""
     torch.manual_seed(0)
     chosen = {**PRESETS[preset], **options}
-    model = InverseFlow(image_shape=tuple(shape), **chosen)
+    model = InverseFlow(image_shape=tuple(shape), **chosen).to(device)
     with torch.no_grad():
-        model(_images(32, shape))
+        model(_images(32, model))
     return model.eval()
 
 
-def _images(count: int, shape: Sequence[int]) -> torch.Tensor:
+def _device(model: InverseFlow) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _images(count: int, model: InverseFlow) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
+    shape = (count, *model.config.image_shape)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return images.to(_device(model))
 
 
 def _step(model: InverseFlow, images: torch.Tensor) -> None:
@@ -119,13 +129,20 @@ def _mixing(model: InverseFlow, images: torch.Tensor) -> Callable[[], None]:
 def times(models: Mapping[str, InverseFlow], batch: int, seconds: float) -> dict[str, Any]:
     """Seconds to sample and to encode a batch, and of a training step, all models interleaved.
 
-    And of the part of sampling that is theirs alone, see :func:`_mixing`.
+    And of the part of sampling that is theirs alone, see :func:`_mixing`. On a GPU a call ends when
+    its work is done.
     """
-    shape = next(iter(models.values())).config.image_shape
-    images = _images(batch, shape)
+
+    def awaited(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return run
 
     def calls(model: InverseFlow) -> dict[str, Callable[[], object]]:
-        generator = torch.Generator().manual_seed(0)
+        images = _images(batch, model)
+        generator = torch.Generator(_device(model)).manual_seed(0)
         return {
             "sample": lambda: model.sample(batch, generator=generator),
             "forward": lambda: _encode(model, images),
@@ -136,6 +153,8 @@ def times(models: Mapping[str, InverseFlow], batch: int, seconds: float) -> dict
     measured: dict[str, dict[str, Times]] = {name: {} for name in models}
     for kind in KINDS:
         candidates = {name: calls(model)[kind] for name, model in models.items()}
+        if any(_device(model).type == "cuda" for model in models.values()):
+            candidates = {name: awaited(call) for name, call in candidates.items()}
         for name, value in interleaved(candidates, seconds).items():
             measured[name][kind] = value
     return measured
@@ -144,6 +163,16 @@ def times(models: Mapping[str, InverseFlow], batch: int, seconds: float) -> dict
 @torch.no_grad()
 def _encode(model: InverseFlow, images: torch.Tensor) -> None:
     model.encode(images)
+
+
+def device_memory(model: InverseFlow) -> int:
+    """Bytes of the GPU that a training step on 100 images takes at its worst moment."""
+    _step(model, _images(2, model))  # libraries, and the gradients
+    images = _images(100, model)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _step(model, images)
+    return torch.cuda.max_memory_allocated() - before
 
 
 def memory(preset: str, shape: Sequence[int]) -> int:
@@ -157,10 +186,10 @@ def memory(preset: str, shape: Sequence[int]) -> int:
     return int(done.stdout)
 
 
-def speed(size: str, seconds: float) -> Rows:
+def speed(size: str, seconds: float, device: torch.device = CPU) -> Rows:
     """Times and memory of the four families of a preset, 100 images, weights as they begin."""
     shape = SHAPES[size]
-    models = {name: initialised(size + suffix, shape) for name, suffix in FAMILIES.items()}
+    models = {name: initialised(size + suffix, shape, device) for name, suffix in FAMILIES.items()}
     measured = times(models, 100, seconds)
     return {
         f"{size}: {name}": {
@@ -170,7 +199,11 @@ def speed(size: str, seconds: float) -> Rows:
                 for kind, value in measured[name].items()
             },
             "parameters": model.num_parameters,
-            "step_bytes": memory(size + FAMILIES[name], shape),
+            "step_bytes": (
+                device_memory(model)
+                if device.type == "cuda"
+                else memory(size + FAMILIES[name], shape)
+            ),
         }
         for name, model in models.items()
     }
@@ -202,9 +235,9 @@ def path_of(run: Mapping[str, Any]) -> Path:
 def _main(preset: str, *shape: str) -> None:
     torch.set_num_threads(1)
     model = initialised(preset, [int(size) for size in shape])
-    _step(model, _images(2, model.config.image_shape))  # libraries, and the gradients
+    _step(model, _images(2, model))  # libraries, and the gradients
     before = peak_of_process()
-    _step(model, _images(100, model.config.image_shape))
+    _step(model, _images(100, model))
     print(peak_of_process() - before)
 
 

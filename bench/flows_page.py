@@ -132,6 +132,13 @@ HEAD = (
     "and 3: full data sets, an RTX 2080 Ti) stand in columns of their own."
 )
 
+SPEED_NOTES = (
+    "K = 16, L = 2, batches of 100, interleaved: medians and quartiles. The weights are as a run "
+    "begins, on which times do not depend. Mixing is what the families differ in, the layers that "
+    "mix the channels, timed by themselves on their own inputs; nearly all the rest of ST are the "
+    "couplings' nets, the same for all."
+)
+
 TEXTS = {
     "train": (
         "Bits per dimension under one budget",
@@ -141,12 +148,8 @@ TEXTS = {
     ),
     "speed": (
         "Times at the paper's size",
-        "K = 16, L = 2, batches of 100, on the CPU, interleaved: medians and quartiles. The "
-        "weights are as a run begins, on which times do not depend. Mixing is what the families "
-        "differ in, the layers that mix the channels, timed by themselves on their own inputs; "
-        "nearly all the rest of ST are the couplings' nets, the same for all. A solve costs what a "
-        "convolution costs here, so that the first two families sample in the same time; a 1x1 "
-        "convolution has a ninth of their arithmetic.",
+        f"{SPEED_NOTES} On a CPU a solve costs what a convolution costs, so that the first two "
+        "families sample in the same time; a 1x1 convolution has a ninth of their arithmetic.",
     ),
     "size": (
         "Scaling with the size of images",

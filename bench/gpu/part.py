@@ -212,6 +212,30 @@ def measure_peers(part: Part) -> None:
         torch.cuda.empty_cache()
 
 
+def measure_flows(part: Part) -> None:
+    """Time Inverse-Flow and its neighbours at the paper's size."""
+    import torch
+
+    from .. import flows
+    from .timing import DEVICE
+
+    for size in flows.SHAPES:
+        if part.left <= 0:
+            part.say(f"{size}: no time left", failed=True)
+            continue
+        try:
+            # A call is hundreds of launches.
+            rows = flows.speed(size, 10 * part.seconds, torch.device(DEVICE))
+        except Exception as failure:  # as in measure_operation()
+            part.say(f"{size}: FAILED: {type(failure).__name__}: {failure}", failed=True)
+            continue
+        for name, row in rows.items():
+            part.keep(name, row)
+            kinds = (f"{kind} {row[f'{kind}_ms']:.2f} ms" for kind in flows.KINDS)
+            part.say(f"{name}: {', '.join(kinds)}")
+        torch.cuda.empty_cache()
+
+
 def _outcome(status: int | None) -> str:
     return "cut off" if status is None else "done" if status == 0 else f"failed with {status}"
 
@@ -264,6 +288,7 @@ PARTS: dict[str, tuple[Callable[[Part], None], str]] = {
         measure_peers,
         "times of other ways to solve, and of a launch for each diagonal and channel",
     ),
+    "flows": (measure_flows, "times of Inverse-Flow, FInC Flow and Glow at the paper's size"),
 }
 
 

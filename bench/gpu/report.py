@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..flows_page import SPEED_NOTES, SPEED_TITLES, speed_rows
 from ..results import Rows
 from ..shapes import Shape
 from ..tables import (
@@ -270,6 +271,8 @@ def page(name: str, figures: Mapping[str, Any], drawn: Mapping[str, str]) -> lis
             parts += [bullets([*operation_summary(rows), limits(run)]), NOTES]
         elif section == "peers":
             parts += [table(PEER_TITLES, peer_rows(rows), 3), PEER_NOTES]
+        elif section == "flows":
+            parts += [table(SPEED_TITLES, speed_rows(rows), 2), SPEED_NOTES]
         elif section == "build":
             lines = [
                 f"architecture {architecture}: {row['install_seconds']:.0f} s"

@@ -24,7 +24,7 @@ import torch
 from typer.testing import CliRunner
 
 import invconv
-from bench import cmake, operations, peers, report, results
+from bench import cmake, flows, operations, peers, report, results
 from bench.__main__ import app
 from bench.gpu import command, every_kernel, limits, native, part, record, timing
 from bench.gpu import operations as gpu_operations
@@ -238,6 +238,17 @@ def test_what_fails_and_what_is_cut_off_leave_the_other_rows(
     assert rows["gray"]["failed"] == "RuntimeError: out of memory"
     page = "\n".join(gpu_report.page("nvidia-h200", saved(tmp_path), {}))
     assert "failed: RuntimeError: out of memory" in page
+
+
+def test_flows_are_measured(tmp_path: Path, device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "SHAPES", {"tiny": (1, 8, 8), "enormous": (1, 8, 8)})
+    monkeypatch.setattr(flows, "memory", lambda preset, shape: 7_000_000)
+    one = a_part("flows", tmp_path)
+    part.PARTS["flows"][0](one)
+    assert one.failed  # there is no preset of the second name
+    rows = saved(tmp_path)["flows"]["rows"]
+    assert list(rows) == [f"tiny: {family}" for family in flows.FAMILIES]
+    assert all(row[f"{kind}_ms"] > 0 for row in rows.values() for kind in flows.KINDS)
 
 
 def test_peers_are_measured(tmp_path: Path, device: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,6 +551,10 @@ def figures() -> dict[str, Any]:
             },
         }},
     }  # fmt: skip
+    times = {f"{kind}_ms": 2.0 for kind in flows.KINDS}
+    times |= {f"{kind}_ms_quartiles": [1.0, 3.0] for kind in flows.KINDS}
+    times |= {"parameters": 5, "step_bytes": 7e6}
+    sections["flows"] = {f"mnist: {family}": times for family in flows.FAMILIES}
     run = RUN | {"limits": LIMITS._asdict()}
     return {name: {"run": run, "rows": found} for name, found in sections.items()}
 
@@ -576,6 +591,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "60.0 TFLOP/s in float32, copies at 4.00 TB/s, 2.50 ns" in page
     assert "skipped: needs 155.0 GB" in page
     assert "| 0.9x eager **wins** |" in page
+    assert "| mnist | FInC Flow | 2.00 (1.00 to 3.00) |" in page
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1
