@@ -46,7 +46,7 @@ def run_entries(name: str, *entries: str) -> None:
         operator = field.FIELD[name]()
     except ImportError as error:
         for entry in entries:
-            _report(entry, "not installable", error)
+            _report(entry, "does not import", error)
         return
     for entry in entries:
         if entry not in capabilities.names_for(operator):
@@ -141,7 +141,7 @@ def page(table: Mapping[str, Mapping[str, tuple[str, str]]]) -> str:
         "The others are the field's operators whose computation is closest: all-pole filters",
         "(torchlpc, philtorch, and the formula of torchaudio's `lfilter`, written out in",
         "`bench/field.py`, since torchaudio has no build for this torch), a causal convolution,",
-        "and a stencil. *not installable*: its import failed here; why stands at the end.",
+        "and a stencil. *does not import*: why stands at the end.",
         "*graph break*: `torch.compile(fullgraph=True)` or `torch.export` cannot trace it.",
         "natten has FlexAttention alone on the CPU: no float64 and no backward;",
         "causal-conv1d's build looks for a CUDA compiler.",

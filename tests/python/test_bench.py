@@ -311,7 +311,7 @@ def test_operators() -> None:
     [
         ("os.kill(os.getpid(), 9)", 600, "fails (crash)", "exit status -9"),
         ("time.sleep(600)", 5, "fails (timeout)", "longer than 5 s"),
-        ("raise ImportError('none here')", 600, "not installable", "ImportError: none here"),
+        ("raise ImportError('none here')", 600, "does not import", "ImportError: none here"),
     ],
 )
 def test_operators_that_end_their_process(

@@ -535,6 +535,8 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 MAPPED = {"idx", "cifar10", "npz"}
 
 
+# torch warns where there are more workers than processors.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("kind", WRITERS)
 def test_large_sets_stay_on_the_disk(hub: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.mkdir()
