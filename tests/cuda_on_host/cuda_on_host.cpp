@@ -438,17 +438,17 @@ class Grid {
     const auto lanes = fiber.block->warp_of(fiber);
     const unsigned mask = fiber.mask;
     const auto has_returned = [&](unsigned lane) { return lanes[lane]->state == State::returned; };
+    for (const Fiber* other : lanes) {
+      const bool has_come = other->state == State::in_warp_operation && other->mask == mask &&
+                            (other->call == fiber.call || std::strcmp(other->call, fiber.call) == 0);
+      if (!has_come && names(mask, other->lane()) && !has_returned(other->lane())) {
+        return;
+      }
+    }
     for (unsigned lane = 0; fiber.shuffles && lane < 32; ++lane) {
       if (names(mask, lane) && (lane >= lanes.size() || has_returned(lane))) {
         throw error(fiber, "the mask names lane " + std::to_string(lane) +
                                (lane < lanes.size() ? ", which has returned" : ", which the block lacks"));
-      }
-    }
-    for (const Fiber* other : lanes) {
-      const bool has_come =
-          other->state == State::in_warp_operation && std::strcmp(other->call, fiber.call) == 0 && other->mask == mask;
-      if (names(mask, other->lane()) && !has_returned(other->lane()) && !has_come) {
-        return;
       }
     }
     ++first_lane(fiber).meetings.number;

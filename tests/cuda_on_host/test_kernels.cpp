@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -204,21 +205,21 @@ Problem random_wide(Random& random) {
                       random.integer(1, taps), random.integer(1, taps), how);
 }
 
-/// A problem for solve_wide: channels on both sides of every number at which units are otherwise. Now and then many
-/// more channels, or more rows than a strip has.
+/// A problem for solve_wide: channels on both sides of every number at which units are otherwise; several images and
+/// groups of the fewest, for the others take long. Now and then many more, or more rows than a strip has.
 Problem random_many_channels(Random& random) {
-  constexpr Index some[] = {65, 66, 68, 95, 96, 97, 127, 128, 129}, many[] = {192, 193, 255, 256, 257, 288, 289, 384};
+  constexpr Index few[] = {65, 66, 68}, some[] = {95, 96, 97, 127, 128, 129},
+                  many[] = {192, 193, 255, 256, 257, 288, 289, 384};
   const Index kind = random.integer(0, 9);
-  const bool has_many = kind == 0, has_strips = kind == 1;
-  const Index channels = has_many ? random.pick(many) : has_strips ? random.integer(65, 68) : random.pick(some);
+  const bool has_many = kind == 0, has_strips = kind == 1, has_few = kind < 6 && !has_many && !has_strips;
+  const std::span<const Index> from = has_many                ? std::span<const Index>(many)
+                                      : has_few || has_strips ? std::span<const Index>(few)
+                                                              : some;
+  const Index channels = random.pick(from);
   const auto side = [&] { return has_strips ? random.integer(17, 18) : random.integer(1, has_many ? 3 : 5); };
   const auto taps = [&] { return random.integer(1, has_many || has_strips ? 2 : 3); };
-  Options how = random_options(random, {1, 1, 1, 1, 2});
-  if (has_many || has_strips) {
-    how = random_options(random, {1, 1, 1, 1, 1});
-  }
-  return make_problem({random.integer(1, has_many || has_strips ? 1 : 2), how.groups * channels, side(), side()},
-                      taps(), taps(), how);
+  const Options how = random_options(random, {1, 1, 1, 1, has_few ? 2 : 1});
+  return make_problem({random.integer(1, has_few ? 2 : 1), how.groups * channels, side(), side()}, taps(), taps(), how);
 }
 
 /// More rows and columns than a strip of a block has: of a few channels, of many, or with more rows of taps than a
