@@ -135,8 +135,9 @@ HEAD = (
 SPEED_NOTES = (
     "K = 16, L = 2, batches of 100, interleaved: medians and quartiles. The weights are as a run "
     "begins, on which times do not depend. Mixing is what the families differ in, the layers that "
-    "mix the channels, timed by themselves on their own inputs; nearly all the rest of ST are the "
-    "couplings' nets, the same for all."
+    "mix the channels, timed by themselves on their own inputs; the rest of ST, couplings and "
+    "splines above all, is the same for all. A training step is forward and backward, without the "
+    "optimiser; MB are how far its memory rises."
 )
 
 TEXTS = {

@@ -50,6 +50,8 @@ and a copy that gathers its operand. `spsolve_triangular` analyses the matrix in
 launch for each diagonal and channel, with the host waiting after each, is how the method was first
 published; both rows are called from a native loop."""
 
+TF32_NOTE = "The nets' convolutions are cuDNN's in TF32, which is torch's default."
+
 TITLES = (
     "shape", "B, C, HxW, k", "graph", "quartiles", "cold", "eager", "conv2d graph", "conv2d cold",
     "conv2d eager", "ratio", "ratio eager", "ratio to TF32", "target", "floor", "efficiency",
@@ -272,7 +274,7 @@ def page(name: str, figures: Mapping[str, Any], drawn: Mapping[str, str]) -> lis
         elif section == "peers":
             parts += [table(PEER_TITLES, peer_rows(rows), 3), PEER_NOTES]
         elif section == "flows":
-            parts += [table(SPEED_TITLES, speed_rows(rows), 2), SPEED_NOTES]
+            parts += [table(SPEED_TITLES, speed_rows(rows), 2), f"{SPEED_NOTES} {TF32_NOTE}"]
         elif section == "build":
             lines = [
                 f"architecture {architecture}: {row['install_seconds']:.0f} s"
