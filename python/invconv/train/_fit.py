@@ -127,9 +127,9 @@ def _generator(*numbers: int) -> torch.Generator:
 
 
 def _learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear rise over the first epoch, times a cosine from 1 to 0 over the run; step from 1."""
+    """Linear rise over the first epoch, times a cosine from 1 towards 0; step from 1."""
     rise = min(1.0, step / steps_per_epoch)
-    fall = 0.5 * (1 + math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
+    fall = 0.5 * (1 + math.cos(math.pi * (step - 1) / (config.epochs * steps_per_epoch)))
     return config.lr * rise * fall
 
 

@@ -65,7 +65,7 @@ def _latent_image(model: InverseFlow, latents: Sequence[Tensor]) -> Tensor:
     """All latents at the places of the pixels they come from, in the shape of the images."""
     squeeze = Squeeze()
     *finals, z = latents
-    for index in reversed(range(len(latents))):
+    for index in reversed(range(model.config.levels)):
         if index < len(finals):
             z = torch.cat([z, finals[index]], 1)
         z, _ = squeeze.inverse(z)
