@@ -172,6 +172,7 @@ def test_the_commands_of_the_page_on_training_are_ours(
         ["sample", "--steps", "3"],
         ["sample", "--data", "digits"],
         ["sample", "--interpolate", "--steps", "1"],
+        ["sample", "--out", "samples.jpg"],
         ["sample", "--interpolate", "--number", "3"],
         ["sample", "--interpolate", "--temperature", "1"],
     ],
@@ -515,7 +516,9 @@ def test_info_tells_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
         (["--shape", "1,3,4,4", "--groups", "2"], "groups to divide C = 3, but got 2"),
         (["--shape", "1,3,4,4", "--operation", "sum"], "none of solve"),
         (["--shape", "1,3,4,4", "--dtype", "int8"], "none of float16"),
-        (["--shape", "1,3,4,4", "--kernel-size", "0"], "expected 2 numbers"),
+        (["--shape", "1,3,4,4", "--kernel-size", "0"], "expected 1 or 2 numbers"),
+        (["--shape", "1,3,4,4", "--kernel-size", "3,3,3"], "expected 1 or 2 numbers"),
+        (["--kernel-size", "5"], "only with --shape"),
     ):
         code, _, err = call(["info", *bad], capsys)
         assert code == 2

@@ -451,7 +451,10 @@ def test_classes_that_the_hub_keeps_back_are_none(hub: Path, unknown: int | None
     [
         (np.full((4, 5), 40000, np.uint16), "expected 8 bits per channel, but got mode I;16"),
         (pattern(1, 4, 5, 3)[0], "expected a gray image as the others are, but got mode RGB"),
-        (pattern(1, 5, 5)[0], "expected 5 x 4 pixels as the first has, but got 5 x 5"),
+        (
+            pattern(1, 5, 5)[0],
+            "expected 4 x 5 pixels .height x width. as the first has, but got 5 x 5",
+        ),
     ],
 )
 def test_odd_images_of_the_hub_are_named(hub: Path, odd: Any, message: str) -> None:

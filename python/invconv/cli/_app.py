@@ -339,7 +339,8 @@ def sample(
         ),
     ] = False,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="With --interpolate: pairs of images. Default: 8.")
+        int | None,
+        typer.Option(min=1, max=100, help="With --interpolate: pairs of images. Default: 8."),
     ] = None,
     steps: Annotated[
         int | None,
@@ -363,7 +364,7 @@ def sample(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The picture. Default: samples-TEMPERATURE-SEED.png in the run, or "
+            help="The picture, a PNG. Default: samples-TEMPERATURE-SEED.png in the run, or "
             "interpolation-SEED.png."
         ),
     ] = None,
@@ -376,6 +377,8 @@ def sample(
             raise typer.BadParameter(
                 f"{'not' if interpolate else 'only'} with --interpolate", param_hint=option
             )
+    if out is not None and out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"expected a name in .png, but got {out}", param_hint="--out")
 
     import torch
 
@@ -448,15 +451,16 @@ def evaluate(
     print(json.dumps(figures, indent=2))
 
 
-def _read_sizes(option: str, text: str, count: int) -> tuple[int, ...]:
+def _read_sizes(option: str, text: str, *counts: int) -> tuple[int, ...]:
     """Return integers written with commas between them."""
     try:
         sizes = tuple(int(word) for word in text.split(","))
     except ValueError:
         sizes = ()
-    if len(sizes) != count or min(sizes) < 1:
+    if len(sizes) not in counts or min(sizes) < 1:
         raise typer.BadParameter(
-            f"expected {count} numbers from 1 on, with commas between them, but got {text!r}",
+            f"expected {' or '.join(map(str, counts))} numbers from 1 on, with commas between "
+            f"them, but got {text!r}",
             param_hint=option,
         )
     return sizes
@@ -468,24 +472,42 @@ def info(
         str | None,
         typer.Option(help="Of images, as 100,12,16,16: show how a call with them is carried out."),
     ] = None,
-    kernel_size: Annotated[str, typer.Option(help="With --shape: as 3, or 3,5.")] = "3",
+    kernel_size: Annotated[
+        str | None, typer.Option(help="With --shape: as 3, or 3,5. Default: 3.")
+    ] = None,
     operation: Annotated[
-        str, typer.Option(help="With --shape: solve, conv, weight_grad or solve_backward.")
-    ] = "solve",
-    groups: Annotated[int, typer.Option(min=1, help="With --shape: of channels.")] = 1,
+        str | None,
+        typer.Option(
+            help="With --shape: solve, conv, weight_grad or solve_backward. Default: solve."
+        ),
+    ] = None,
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="With --shape: of channels. Default: 1.")
+    ] = None,
     dtype: Annotated[
-        str, typer.Option(help="With --shape: float16, bfloat16, float32 or float64.")
-    ] = "float32",
+        str | None,
+        typer.Option(help="With --shape: float16, bfloat16, float32 or float64. Default: float32."),
+    ] = None,
 ) -> None:
     """Show the versions, the compiled core and the devices in use; with --shape a call's plan."""
     from invconv.cli._info import describe, describe_plan
 
     if shape is None:
+        of_shape = {
+            "--kernel-size": kernel_size,
+            "--operation": operation,
+            "--groups": groups,
+            "--dtype": dtype,
+        }
+        for option, value in of_shape.items():
+            if value is not None:
+                raise typer.BadParameter("only with --shape", param_hint=option)
         print(describe())
         return
     batch, channels, height, width = _read_sizes("--shape", shape, 4)
-    both = kernel_size if "," in kernel_size else f"{kernel_size},{kernel_size}"
-    kh, kw = _read_sizes("--kernel-size", both, 2)
+    kh, *others = _read_sizes("--kernel-size", kernel_size or "3", 1, 2)
+    kw = others[0] if others else kh
+    operation, groups, dtype = operation or "solve", groups or 1, dtype or "float32"
     operations = ("solve", "conv", "weight_grad", "solve_backward")
     if operation not in operations:
         raise typer.BadParameter(

@@ -72,8 +72,8 @@ def _headers(paths: list[Path]) -> tuple[int, int, int]:
         first = first or size
         if size != first:
             raise DataError(
-                f"{path}: expected {first[0]} x {first[1]} pixels as {paths[0].name} has, "
-                f"but got {size[0]} x {size[1]}"
+                f"{path}: expected {first[1]} x {first[0]} pixels (height x width) as "
+                f"{paths[0].name} has, but got {size[1]} x {size[0]}"
             )
     assert first is not None
     return (1 if gray else 3), first[1], first[0]

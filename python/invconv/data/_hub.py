@@ -60,8 +60,8 @@ class _Column:
                 )
             if picture.size != (width, height):
                 raise DataError(
-                    f"{place}: expected {width} x {height} pixels as the first has, "
-                    f"but got {picture.width} x {picture.height}"
+                    f"{place}: expected {height} x {width} pixels (height x width) as the first "
+                    f"has, but got {picture.height} x {picture.width}"
                 )
             result[at] = pixels(picture, channels)
         return result
