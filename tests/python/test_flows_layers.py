@@ -290,6 +290,15 @@ def test_actnorm_does_not_initialise_again_after_loading() -> None:
     assert torch.equal(loaded.mean, trained.mean)
 
 
+def test_actnorm_survives_a_channel_of_almost_nothing() -> None:
+    layer = ActNorm(1)
+    x = torch.zeros(2, 1, 4, 4)
+    x[0, 0, 0, 0] = 1e-42
+    z, _ = layer(x)
+    assert layer.log_std[0] == 0
+    torch.testing.assert_close(layer.inverse(z)[0], x, rtol=0, atol=1e-42)
+
+
 @pytest.mark.parametrize("constant", [0.0, 7.3, 1e6])
 def test_actnorm_survives_a_constant_channel(constant: float) -> None:
     layer = ActNorm(2)
@@ -321,6 +330,23 @@ def test_spline_starts_as_the_identity() -> None:
     # logarithms of 1 up to rounding.
     torch.testing.assert_close(z, x, rtol=0, atol=1e-5)
     assert logabsdet.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_spline_is_the_same_with_gradients(precision: str) -> None:
+    spline, x = RationalQuadraticSpline(3), 2 * torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        for parameter in spline.parameters():
+            parameter.normal_()
+        expected = spline(x)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        found = spline(x)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
 
 
 def test_spline_matches_the_paper() -> None:
@@ -524,6 +550,38 @@ def test_convolution_1x1_is_exact_under_autocast(dtype: torch.dtype) -> None:
         again, _ = layer.inverse(z)
     assert torch.equal(z, layer(x)[0])
     torch.testing.assert_close(again, x, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [AffineCoupling, SplitPrior])
+def test_couplings_undo_themselves_under_autocast(
+    kind: type[AffineCoupling], dtype: torch.dtype
+) -> None:
+    layer, x = kind(12, 8), torch.randn(2, 12, 64, 64)
+    torch.nn.init.constant_(layer.net[-1].bias, 0.9)
+    exact, logabsdet = layer(x)
+    with torch.autocast("cpu", dtype=dtype):
+        z, change = layer(x)
+        again, back = layer.inverse(z)
+    # The net's result is in the half type, here a constant, and nothing after it.
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(z, exact, rtol=4 * eps, atol=4 * eps)
+    torch.testing.assert_close(change, logabsdet, rtol=eps, atol=0)
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-5)
+    assert torch.equal(back, -change)
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if "sequential" not in n])
+def test_images_of_other_channels_are_refused(name: str) -> None:
+    layer = build(name)
+    if name in ("squeeze", "reverse"):  # which take any number
+        return
+    # One channel would be taken for each of them.
+    for shape in ((2, 1, 4, 4), (2, 5, 4, 4), (4, 4)):
+        x = torch.zeros(shape, dtype=torch.float64)
+        for call in (layer, layer.inverse, layer.decode):
+            with pytest.raises(ValueError, match=r"^\[\w+\] expected .*, but got \("):
+                call(x)
 
 
 def test_bijection_cannot_be_incomplete() -> None:

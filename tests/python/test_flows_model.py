@@ -6,6 +6,7 @@ import io
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -351,6 +352,35 @@ def test_bad_images(x: Tensor, message: str) -> None:
     for method in (flow.log_prob, flow.encode, flow.dequantize):
         with pytest.raises(ValueError, match=rf"^\[InverseFlow\] expected .*{message}"):
             method(x)
+
+
+def test_images_and_labels_of_types_that_hold_less_than_the_bound() -> None:
+    flow = InverseFlow(**{**TINY, "quantization": 300, "num_classes": 257})
+    x = torch.full((2, 1, 8, 8), 100, dtype=torch.uint8)
+    for dtype in (torch.uint8, torch.int8, torch.int64):
+        assert flow.log_prob(x.to(dtype), torch.tensor([0, 3], dtype=dtype)).shape == (2,)
+    with pytest.raises(ValueError, match="labels from 0 to 256, but got labels from -1 to 3"):
+        flow.log_prob(x, torch.tensor([-1, 3], dtype=torch.int8))
+
+
+def test_labels_that_are_no_tensor() -> None:
+    flow = InverseFlow(**TINY, num_classes=3)
+    assert flow.sample(2, context=np.int64(1)).shape == (2, 1, 8, 8)
+    with pytest.raises(TypeError, match=r"^\[InverseFlow\] expected a tensor .* but got list$"):
+        flow.sample(2, context=[0, 1])  # type: ignore[arg-type]  # which is what this shows
+
+
+def test_what_is_no_tensor_or_no_config() -> None:
+    flow = InverseFlow(**TINY)
+    x: Any = np.zeros((1, 1, 8, 8), np.uint8)
+    for method in (flow.log_prob, flow.bits_per_dim, flow.encode):
+        with pytest.raises(TypeError, match=r"expected .* tensor .*, but got ndarray"):
+            method(x)
+    shape: Any = (1, 8, 8)
+    with pytest.raises(TypeError, match=r"^\[InverseFlow\] expected a FlowConfig, .* got tuple$"):
+        InverseFlow(shape)
+    with pytest.raises(TypeError, match=r"^\[sample\] expected n to be an integer, but got 2.5"):
+        flow.sample(2.5)  # type: ignore[arg-type]  # which is what this shows
 
 
 def test_empty_batches() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from invconv.flows._bijection import Bijection, per_image
+from invconv.flows._bijection import Bijection, check_channels, per_image
 
 
 class ActNorm(Bijection):
@@ -51,13 +51,14 @@ class ActNorm(Bijection):
             return
         std, mean = found
         # Below this the spread is rounding error, and dividing by it would magnify that.
-        rounding = 16 * torch.finfo(x.dtype).eps * (mean.abs() + torch.finfo(x.dtype).tiny)
+        rounding = 16 * torch.finfo(x.dtype).eps * mean.abs() + torch.finfo(x.dtype).tiny
         self.mean.copy_(mean)
         self.log_std.copy_(torch.where(std > rounding, std, 1.0).log())
         self.initialized.fill_(True)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale every channel; in training mode the first batch initialises."""
+        check_channels(self, x, len(self.mean))
         if self.training and not self.initialized:
             self._initialize(x)
         z = (x - self.mean.view(-1, 1, 1)) * (-self.log_std).exp().view(-1, 1, 1)
@@ -69,6 +70,7 @@ class ActNorm(Bijection):
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The same without the volume."""
+        check_channels(self, z, len(self.mean))
         return z * self.log_std.exp().view(-1, 1, 1) + self.mean.view(-1, 1, 1)
 
     def _log_volume(self, x: Tensor) -> Tensor:

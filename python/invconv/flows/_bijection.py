@@ -40,6 +40,19 @@ def sum_over_image(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+def check_channels(layer: Bijection, x: Tensor, channels: int) -> None:
+    """Check that images have a layer's channels; one channel would be taken for all of them.
+
+    Raises:
+        ValueError: x is not ``(batch, channels, H, W)``.
+    """
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"[{type(layer).__name__}] expected images of shape (batch, {channels}, H, W), "
+            f"but got {tuple(x.shape)}"
+        )
+
+
 def check_context(layer: Bijection, x: Tensor, context: Tensor | None, features: int) -> Tensor:
     """The context of a layer that has a condition: a vector for each image of x, in x's dtype.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invconv._torch import without_autocast
-from invconv.flows._bijection import Bijection, per_image
+from invconv.flows._bijection import Bijection, check_channels, per_image
 from invconv.nn import CausalConv2d, InverseConv2d
 
 # |log s| of the 1x1 convolution stays below this, so its diagonal within e^-4 to e^4. The pivots of
@@ -189,6 +189,7 @@ class Convolution1x1(Bijection):
         return inverse
 
     def _times(self, weight: Tensor, x: Tensor) -> Tensor:
+        check_channels(self, x, len(weight))
         # A product for each image: matmul would copy x, and differently where gradients are wanted.
         weights = weight.to(self.factors.dtype).expand(len(x), -1, -1)
         return torch.bmm(weights, x.flatten(2)).view(x.shape)

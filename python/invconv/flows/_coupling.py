@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from invconv.flows._bijection import Bijection, check_context, sum_over_image
+from invconv.flows._bijection import Bijection, check_channels, check_context, sum_over_image
 
 # |log_scale| stays below this, so one layer stretches by at most e^2 in either direction.
 _LARGEST_LOG_SCALE = 2.0
@@ -46,6 +46,7 @@ class AffineCoupling(Bijection):
                 f"context_features >= 0, but got channels = {channels}, hidden = {hidden}, "
                 f"context_features = {context_features}"
             )
+        self.channels = channels
         self.condition = channels // 2
         rest = channels - self.condition
         last = torch.nn.Conv2d(hidden, 2 * rest, 3, padding=1)
@@ -66,6 +67,7 @@ class AffineCoupling(Bijection):
         )
 
     def _split(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        check_channels(self, x, self.channels)
         first, second = x.tensor_split([self.condition], 1)
         if self.embed is None:
             result = self.net(first)
@@ -75,7 +77,8 @@ class AffineCoupling(Bijection):
             result = enter(first) + self.embed(condition)[:, :, None, None]
             for layer in rest:
                 result = layer(result)
-        shift, raw = result.chunk(2, 1)
+        # Under autocast the net alone is in a half type.
+        shift, raw = result.to(x.dtype).chunk(2, 1)
         log_scale = _LARGEST_LOG_SCALE * (raw / _LARGEST_LOG_SCALE).tanh()
         return first, second, shift, log_scale
 

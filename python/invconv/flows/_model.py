@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
@@ -242,6 +243,11 @@ class InverseFlow(torch.nn.Module):
             config = FlowConfig(**fields)
         elif fields:
             raise TypeError("[InverseFlow] expected a config or its fields by name, but got both")
+        elif not isinstance(config, FlowConfig):
+            raise TypeError(
+                "[InverseFlow] expected a FlowConfig, or its fields by name, as "
+                f"image_shape=(1, 28, 28), but got {type(config).__name__}"
+            )
         self.config = config
         self.dequantization = Dequantization(config.quantization)
         channels, height, width = config.image_shape
@@ -324,6 +330,10 @@ class InverseFlow(torch.nn.Module):
             ValueError: wrong shape, or a value outside 0 ... Q - 1, or [0, 1] if floating-point.
         """
         shape = self.config.image_shape
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"[InverseFlow] expected a tensor of images, but got {type(x).__name__}"
+            )
         if x.ndim != 4 or tuple(x.shape[1:]) != shape:
             expected = ", ".join(map(str, shape))
             raise ValueError(
@@ -331,13 +341,15 @@ class InverseFlow(torch.nn.Module):
                 f"but got {tuple(x.shape)}"
             )
         largest = 1 if x.is_floating_point() else self.config.quantization - 1
-        # Written so that NaN fails as well.
-        if x.numel() and not (x.min() >= 0 and x.max() <= largest):
-            kind = "floating-point" if x.is_floating_point() else "integer"
-            raise ValueError(
-                f"[InverseFlow] expected {kind} images with values from 0 to {largest}, "
-                f"but got values from {x.min().item()} to {x.max().item()}"
-            )
+        if x.numel():
+            # As numbers: beside a tensor of bytes 256 would count as 0.
+            lowest, highest = x.min().item(), x.max().item()
+            if not 0 <= lowest <= highest <= largest:  # NaN fails as well
+                kind = "floating-point" if x.is_floating_point() else "integer"
+                raise ValueError(
+                    f"[InverseFlow] expected {kind} images with values from 0 to {largest}, "
+                    f"but got values from {lowest} to {highest}"
+                )
         values = x.to(self._like.dtype)
         if x.is_floating_point():
             return values, per_image(values)
@@ -359,17 +371,23 @@ class InverseFlow(torch.nn.Module):
                 f"[InverseFlow] expected context to be {batch} labels, because the model has "
                 f"{classes} classes, but got None"
             )
+        if not isinstance(context, Tensor):
+            raise TypeError(
+                f"[InverseFlow] expected a tensor of labels, but got {type(context).__name__}"
+            )
         if context.is_floating_point() or context.is_complex() or context.dtype == torch.bool:
             raise TypeError(f"[InverseFlow] expected integer labels, but got {context.dtype}")
         if tuple(context.shape) != (batch,):
             raise ValueError(
                 f"[InverseFlow] expected labels of shape ({batch},), but got {tuple(context.shape)}"
             )
-        if batch and not (context.min() >= 0 and context.max() < classes):
-            raise ValueError(
-                f"[InverseFlow] expected labels from 0 to {classes - 1}, "
-                f"but got labels from {context.min().item()} to {context.max().item()}"
-            )
+        if batch:
+            lowest, highest = context.min().item(), context.max().item()
+            if not 0 <= lowest <= highest < classes:
+                raise ValueError(
+                    f"[InverseFlow] expected labels from 0 to {classes - 1}, "
+                    f"but got labels from {lowest} to {highest}"
+                )
         like = self._like
         return F.one_hot(context.to(like.device).long(), classes).to(like.dtype)
 
@@ -453,7 +471,7 @@ class InverseFlow(torch.nn.Module):
             TypeError: floating-point images, which have a density but no code length.
             ValueError: as :meth:`log_prob`.
         """
-        if x.is_floating_point():
+        if isinstance(x, Tensor) and x.is_floating_point():
             raise TypeError(f"[bits_per_dim] expected an integer tensor, but got {x.dtype}")
         dims = math.prod(self.config.image_shape)
         return self.log_prob(x, context, generator=generator) / (-dims * math.log(2))
@@ -532,15 +550,16 @@ class InverseFlow(torch.nn.Module):
         Raises:
             ValueError: a negative number, a temperature that is negative or not finite, or labels
                 as in :meth:`log_prob`.
-            TypeError: labels that are not integers.
+            TypeError: n or labels that are not integers.
         """
+        n = _check.integer("sample", "n", n)
         if n < 0 or not 0 <= temperature < math.inf:
             raise ValueError(
                 "[sample] expected n >= 0 and a finite temperature >= 0, "
                 f"but got n = {n}, temperature = {temperature}"
             )
-        if isinstance(context, int):
-            context = torch.full((n,), context)
+        if isinstance(context, (int, numbers.Integral)):
+            context = torch.full((n,), int(context))
         like = self._like
         device = like.device if generator is None else generator.device
         latents = [

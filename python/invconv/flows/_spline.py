@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invconv._torch import without_autocast
-from invconv.flows._bijection import Bijection, check_context, sum_over_image
+from invconv.flows._bijection import Bijection, check_channels, check_context, sum_over_image
 
 # The narrowest bin and the flattest knot, so that neither direction divides by almost nothing.
 _MIN_FRACTION = 1e-3  # of the whole interval
@@ -79,6 +79,7 @@ class RationalQuadraticSpline(Bijection):
 
     def _rows(self, x: Tensor) -> Tensor:
         """The values that share a curve as one row each: of a channel, or of an image's channel."""
+        check_channels(self, x, len(self.widths))
         return x.movedim(1, 0).flatten(1) if self.embed is None else x.flatten(2).flatten(0, 1)
 
     def _images(self, rows: Tensor, like: Tensor) -> Tensor:
@@ -118,13 +119,14 @@ class RationalQuadraticSpline(Bijection):
     def _pick(self, v: Tensor, table: Tensor, on_y: bool) -> tuple[Tensor, ...]:
         left = table[:, 2 if on_y else 0, 1:, None]
         beyond = v.detach().unsqueeze(1) >= left
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.get_float32_matmul_precision() != "highest":
             # Small integers add faster; there are up to bins - 1 ones.
             kind = torch.int8 if self.bins <= 128 else torch.int16
             piece = beyond.view(torch.int8).sum(1, keepdim=True, dtype=kind).long()
             return table.gather(2, piece.expand(-1, table.shape[1], -1)).unbind(1)
-        # Picking by a product with 0 and 1 is exact. Its backward is a product as well, several
-        # times faster than the scattered additions that undo a gather.
+        # Picking by a product with 0 and 1 is exact, unless torch may round the factors. Its
+        # backward is a product as well, several times faster than the scattered additions that
+        # undo a gather.
         beyond = F.pad(beyond, (0, 0, 1, 0), value=True)
         chosen = beyond ^ F.pad(beyond[:, 1:], (0, 0, 0, 1), value=False)
         return (table @ chosen.to(table.dtype)).unbind(1)
