@@ -152,6 +152,8 @@ bool launch_variant(const Plan& plan, const Filter<T>& problem, const Correlatio
       launch(solve_image_sums<T, Taps, Outputs, Inputs, Substituted>, how, groups, correlations, plan.image,
              plan.image_sums, parts);
       launch_add_parts(correlations, with_full_kernel(plan.sums, *sums), parts, stream);
+    } else {
+      throw missing_kernel();
     }
   });
   return true;

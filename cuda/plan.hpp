@@ -184,7 +184,7 @@ inline constexpr int image_sum_threads = 256, image_rows = 64;
 constexpr int image_sums_taps(int taps) { return taps == 7 ? 4 : 3; }
 inline constexpr int image_sums_outputs = 4, image_sums_inputs = 4;
 
-/// Whether there are kernels of it: in double they would spill.
+/// image_sums: whether there are kernels of it; in double they would spill.
 constexpr bool has_image_sums(std::size_t element) { return element == sizeof(float); }
 
 /// image_sums: the most products of two channels and a tap that a block sums for one image, entries of a weight, and

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <set>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -212,10 +211,7 @@ Problem random_many_channels(Random& random) {
                   many[] = {192, 193, 255, 256, 257, 288, 289, 384};
   const Index kind = random.integer(0, 9);
   const bool has_many = kind == 0, has_strips = kind == 1, has_few = kind < 6 && !has_many && !has_strips;
-  const std::span<const Index> from = has_many                ? std::span<const Index>(many)
-                                      : has_few || has_strips ? std::span<const Index>(few)
-                                                              : some;
-  const Index channels = random.pick(from);
+  const Index channels = has_many ? random.pick(many) : has_few || has_strips ? random.pick(few) : random.pick(some);
   const auto side = [&] { return has_strips ? random.integer(17, 18) : random.integer(1, has_many ? 3 : 5); };
   const auto taps = [&] { return random.integer(1, has_many || has_strips ? 2 : 3); };
   const Options how = random_options(random, {1, 1, 1, 1, has_few ? 2 : 1});
@@ -479,13 +475,12 @@ TYPED_TEST(Kernels, BothGradients) {
 
 TYPED_TEST(Kernels, BothGradientsByImages) {
   if (std::is_same_v<TypeParam, double>) {
-    EXPECT_EQ(plan_of<double>(Operation::solve_backward, make_problem({1, 5, 5, 6}, 3, 3, {})).kernel, Kernel::image);
-    return;
+    return;  // which has no such kernel
   }
   Random random(18);
   std::set<std::array<int, 4>> variants;
   std::set<std::string> seen;
-  for (int trial = 0, done = 0; done < trials; ++trial) {
+  for (int trial = 0, done = 0; done < trials * 4 / 3; ++trial) {  // of three storage types
     const Problem problem = random_image(random);
     most_shared_bytes = random.pick(std::array<std::size_t, 3>{227 * 1024, 227 * 1024, 48 * 1024});
     SCOPED_TRACE(::testing::Message() << problem << ", shared memory " << most_shared_bytes);
@@ -514,8 +509,7 @@ TYPED_TEST(Kernels, BothGradientsByImages) {
 /// As WeightGradOfAnInfinitePixel, but here nothing outside the image is multiplied.
 TYPED_TEST(Kernels, BothGradientsOfAnInfinitePixel) {
   if (std::is_same_v<TypeParam, double>) {
-    EXPECT_EQ(plan_of<double>(Operation::solve_backward, make_problem({1, 5, 5, 6}, 3, 3, {})).kernel, Kernel::image);
-    return;
+    return;  // which has no such kernel
   }
   using T = TypeParam;
   Random random(20);
@@ -1026,6 +1020,8 @@ TEST(Plans, BothGradientsInOneWhereTheSumsAreFew) {
   const auto kernel = [](const Problem& problem) { return plan_of<float>(Operation::solve_backward, problem).kernel; };
   EXPECT_EQ(kernel(make_problem({1, 12, 16, 16}, 3, 3, {})), Kernel::image_sums);
   EXPECT_EQ(kernel(make_problem({3000, 12, 16, 16}, 3, 3, {})), Kernel::image_sums);
+  EXPECT_EQ(plan_of<double>(Operation::solve_backward, make_problem({1, 12, 16, 16}, 3, 3, {})).kernel, Kernel::image)
+      << "in double";
   EXPECT_EQ(kernel(make_problem({4000, 12, 16, 16}, 3, 3, {})), Kernel::image) << "sums of all images";
   EXPECT_EQ(kernel(make_problem({1, 12, 32, 32}, 3, 3, {})), Kernel::image) << "products of an image";
   EXPECT_EQ(kernel(make_problem({1, 48, 4, 4}, 3, 3, {})), Kernel::image) << "entries of the weight";
