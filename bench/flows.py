@@ -52,7 +52,7 @@ CPU = torch.device("cpu")
 
 def train(source: str, preset: str, epochs: int) -> dict[str, Any]:
     """Train a preset and return its figures: the same seed, order and steps for every family."""
-    # Times need nothing of what training does.
+    # Here: times are measured where accelerate is not installed, too.
     from invconv import data as datasets
     from invconv import train as training
 
@@ -126,19 +126,22 @@ def _mixing(model: InverseFlow, images: torch.Tensor) -> Callable[[], None]:
     return decode
 
 
+def _awaited(call: Callable[[], object]) -> Callable[[], object]:
+    """The call, and all that it began on a GPU."""
+
+    def run() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return run
+
+
 def times(models: Mapping[str, InverseFlow], batch: int, seconds: float) -> dict[str, Any]:
     """Seconds to sample and to encode a batch, and of a training step, all models interleaved.
 
     And of the part of sampling that is theirs alone, see :func:`_mixing`. On a GPU a call ends when
     its work is done.
     """
-
-    def awaited(call: Callable[[], object]) -> Callable[[], object]:
-        def run() -> None:
-            call()
-            torch.cuda.synchronize()
-
-        return run
 
     def calls(model: InverseFlow) -> dict[str, Callable[[], object]]:
         images = _images(batch, model)
@@ -153,8 +156,8 @@ def times(models: Mapping[str, InverseFlow], batch: int, seconds: float) -> dict
     measured: dict[str, dict[str, Times]] = {name: {} for name in models}
     for kind in KINDS:
         candidates = {name: calls(model)[kind] for name, model in models.items()}
-        if any(_device(model).type == "cuda" for model in models.values()):
-            candidates = {name: awaited(call) for name, call in candidates.items()}
+        if _device(next(iter(models.values()))).type == "cuda":
+            candidates = {name: _awaited(call) for name, call in candidates.items()}
         for name, value in interleaved(candidates, seconds).items():
             measured[name][kind] = value
     return measured

@@ -127,13 +127,14 @@ HEAD = (
     "Four flows of one class, `invconv.flows.InverseFlow`, which differ in the layer that mixes "
     "the channels: a solve from image to latent and a convolution in sampling (Inverse-Flow), the "
     "two exchanged (FInC Flow), an invertible 1x1 convolution (Glow), a fixed reversal (in the "
-    "manner of RealNVP). ST is the time to sample 100 images, FT from image to latent. The page is "
+    "manner of RealNVP). ST is the time to sample images, FT from image to latent. The page is "
     "written by `python -m bench flows --save`; the paper's figures (arXiv 2410.14634, tables 2 "
     "and 3: full data sets, an RTX 2080 Ti) stand in columns of their own."
 )
 
 SPEED_NOTES = (
-    "K = 16, L = 2, batches of 100, interleaved: medians and quartiles. The weights are as a run "
+    "K = 16, L = 2. ST is the time to sample 100 images, FT from image to latent: medians and "
+    "quartiles of calls of all families, interleaved. The weights are as a run "
     "begins, on which times do not depend. Mixing is what the families differ in, the layers that "
     "mix the channels, timed by themselves on their own inputs; the rest of ST, couplings and "
     "splines above all, is the same for all. A training step is forward and backward, without the "

@@ -226,7 +226,7 @@ def measure_flows(part: Part) -> None:
         try:
             # A call is hundreds of launches.
             rows = flows.speed(size, 10 * part.seconds, torch.device(DEVICE))
-        except Exception as failure:  # as in measure_operation()
+        except Exception as failure:  # one size takes nothing from the other
             part.say(f"{size}: FAILED: {type(failure).__name__}: {failure}", failed=True)
             continue
         for name, row in rows.items():
@@ -288,7 +288,7 @@ PARTS: dict[str, tuple[Callable[[Part], None], str]] = {
         measure_peers,
         "times of other ways to solve, and of a launch for each diagonal and channel",
     ),
-    "flows": (measure_flows, "times of Inverse-Flow, FInC Flow and Glow at the paper's size"),
+    "flows": (measure_flows, "times of Inverse-Flow and its neighbours at the paper's size"),
 }
 
 
