@@ -173,6 +173,8 @@ def test_the_commands_of_the_page_on_training_are_ours(
         ["sample", "--data", "digits"],
         ["sample", "--interpolate", "--steps", "1"],
         ["sample", "--out", "samples.jpg"],
+        ["sample", "--interpolate", "--rows", "501"],
+        ["sample", "--interpolate", "--steps", "501"],
         ["sample", "--interpolate", "--number", "3"],
         ["sample", "--interpolate", "--temperature", "1"],
     ],
@@ -519,6 +521,7 @@ def test_info_tells_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
         (["--shape", "1,3,4,4", "--kernel-size", "0"], "expected 1 or 2 numbers"),
         (["--shape", "1,3,4,4", "--kernel-size", "3,3,3"], "expected 1 or 2 numbers"),
         (["--kernel-size", "5"], "only with --shape"),
+        (["--shape", "1,3,4,4", "--dtype", ""], "none of float16"),
     ):
         code, _, err = call(["info", *bad], capsys)
         assert code == 2

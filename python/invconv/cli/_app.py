@@ -153,7 +153,7 @@ def train(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="no, or bf16: convolutions in bfloat16 (autocast). Default: no."),
+        typer.Option(help="no, or bf16: couplings' nets in bfloat16 (autocast). Default: no."),
     ] = None,
     patience: Annotated[
         int | None,
@@ -340,11 +340,14 @@ def sample(
     ] = False,
     rows: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="With --interpolate: pairs of images. Default: 8."),
+        # A picture has at most 2^16 pixels to a side, of which an image takes 120.
+        typer.Option(min=1, max=500, help="With --interpolate: pairs of images. Default: 8."),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=2, help="With --interpolate: images of a row, with its ends. Default: 9."),
+        typer.Option(
+            min=2, max=500, help="With --interpolate: images of a row, with its ends. Default: 9."
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -378,7 +381,9 @@ def sample(
                 f"{'not' if interpolate else 'only'} with --interpolate", param_hint=option
             )
     if out is not None and out.suffix.lower() != ".png":
-        raise typer.BadParameter(f"expected a name in .png, but got {out}", param_hint="--out")
+        raise typer.BadParameter(
+            f"expected a name that ends in .png, but got {out}", param_hint="--out"
+        )
 
     import torch
 
@@ -505,9 +510,10 @@ def info(
         print(describe())
         return
     batch, channels, height, width = _read_sizes("--shape", shape, 4)
-    kh, *others = _read_sizes("--kernel-size", kernel_size or "3", 1, 2)
-    kw = others[0] if others else kh
-    operation, groups, dtype = operation or "solve", groups or 1, dtype or "float32"
+    sizes = _read_sizes("--kernel-size", "3" if kernel_size is None else kernel_size, 1, 2)
+    operation = "solve" if operation is None else operation
+    groups = 1 if groups is None else groups
+    dtype = "float32" if dtype is None else dtype
     operations = ("solve", "conv", "weight_grad", "solve_backward")
     if operation not in operations:
         raise typer.BadParameter(
@@ -516,6 +522,7 @@ def info(
     if dtype not in DTYPES:
         raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}", param_hint="--dtype")
     try:
-        print(describe_plan((batch, channels, height, width), (kh, kw), operation, groups, dtype))
+        kernel = (sizes[0], sizes[-1])
+        print(describe_plan((batch, channels, height, width), kernel, operation, groups, dtype))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
