@@ -142,6 +142,15 @@ def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def rounds_factors() -> bool:
+    """Whether torch may round the factors of products in float32, as TF32 does."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set under torch's newer names, to what the older one cannot say
+        return True
+
+
 def has_values(tensor: Tensor) -> bool:
     """Whether there are numbers behind a tensor, and not its shape alone."""
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)

@@ -58,6 +58,7 @@ LAYERS: dict[str, Callable[[], Bijection]] = {
     ),
     "empty_sequential": lambda: Sequential([]),
 }  # fmt: skip
+TAKE_ANY_CHANNELS = {"squeeze", "reverse", "empty_sequential"}
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> Bijection:
@@ -296,7 +297,7 @@ def test_actnorm_survives_a_channel_of_almost_nothing() -> None:
     x[0, 0, 0, 0] = 1e-42
     z, _ = layer(x)
     assert layer.log_std[0] == 0
-    torch.testing.assert_close(layer.inverse(z)[0], x, rtol=0, atol=1e-42)
+    torch.testing.assert_close(layer.inverse(z)[0], x, rtol=0, atol=1e-44)
 
 
 @pytest.mark.parametrize("constant", [0.0, 7.3, 1e6])
@@ -332,21 +333,36 @@ def test_spline_starts_as_the_identity() -> None:
     assert logabsdet.abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_spline_is_the_same_with_gradients(precision: str) -> None:
+def test_spline_is_the_same_with_gradients() -> None:
     spline, x = RationalQuadraticSpline(3), 2 * torch.randn(5, 3, 8, 8)
     with torch.no_grad():
         for parameter in spline.parameters():
             parameter.normal_()
         expected = spline(x)
+    assert torch.equal(spline(x)[0], expected[0])
+    assert torch.equal(spline(x)[1], expected[1])
+    # Where torch may round the factors of products, as on a GPU, the pieces are picked without one.
     before = torch.get_float32_matmul_precision()
     try:
-        torch.set_float32_matmul_precision(precision)
-        found = spline(x)
+        torch.set_float32_matmul_precision("high")
+        z = spline(x)[0]
     finally:
         torch.set_float32_matmul_precision(before)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+    assert torch.equal(z, expected[0])
+    used = set()
+    steps = [z.grad_fn]
+    while steps:
+        step = steps.pop()
+        if step is not None:
+            used.add(step.name())
+            steps += [before for before, _ in step.next_functions]
+    assert "GatherBackward0" in used and "BmmBackward0" not in used
+
+
+def test_spline_is_one_graph() -> None:
+    spline, x = RationalQuadraticSpline(3), 2 * torch.randn(5, 3, 8, 8)
+    compiled = torch.compile(spline, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x)[0], spline(x)[0])
 
 
 def test_spline_matches_the_paper() -> None:
@@ -571,13 +587,11 @@ def test_couplings_undo_themselves_under_autocast(
     assert torch.equal(back, -change)
 
 
-@pytest.mark.parametrize("name", [n for n in LAYERS if "sequential" not in n])
+@pytest.mark.parametrize("name", [n for n in LAYERS if n not in TAKE_ANY_CHANNELS])
 def test_images_of_other_channels_are_refused(name: str) -> None:
     layer = build(name)
-    if name in ("squeeze", "reverse"):  # which take any number
-        return
-    # One channel would be taken for each of them.
-    for shape in ((2, 1, 4, 4), (2, 5, 4, 4), (4, 4)):
+    # One channel would be taken for each of them, and an image for a batch.
+    for shape in ((2, 1, 4, 4), (2, 5, 4, 4), (4, 4, 4), (4, 4)):
         x = torch.zeros(shape, dtype=torch.float64)
         for call in (layer, layer.inverse, layer.decode):
             with pytest.raises(ValueError, match=r"^\[\w+\] expected .*, but got \("):

@@ -366,19 +366,27 @@ def test_images_and_labels_of_types_that_hold_less_than_the_bound() -> None:
 def test_labels_that_are_no_tensor() -> None:
     flow = InverseFlow(**TINY, num_classes=3)
     assert flow.sample(2, context=np.int64(1)).shape == (2, 1, 8, 8)
+    labels: Any = [0, 1]
+    with pytest.raises(TypeError, match=r"^\[sample\] expected context to be an integer, but got"):
+        flow.sample(2, context=labels)
+    with pytest.raises(TypeError, match=r"^\[sample\] expected context to be an integer, but got"):
+        flow.sample(2, context=True)
     with pytest.raises(TypeError, match=r"^\[InverseFlow\] expected a tensor .* but got list$"):
-        flow.sample(2, context=[0, 1])  # type: ignore[arg-type]  # which is what this shows
+        flow.log_prob(torch.zeros(2, 1, 8, 8), labels)
+    with pytest.raises(ValueError, match=r"because the model has no classes, but got list$"):
+        InverseFlow(**TINY).log_prob(torch.zeros(2, 1, 8, 8), labels)
 
 
 def test_what_is_no_tensor_or_no_config() -> None:
     flow = InverseFlow(**TINY)
     x: Any = np.zeros((1, 1, 8, 8), np.uint8)
-    for method in (flow.log_prob, flow.bits_per_dim, flow.encode):
+    for method in (flow.log_prob, flow.bits_per_dim, flow.encode, flow.dequantize):
         with pytest.raises(TypeError, match=r"expected .* tensor .*, but got ndarray"):
             method(x)
     shape: Any = (1, 8, 8)
-    with pytest.raises(TypeError, match=r"^\[InverseFlow\] expected a FlowConfig, .* got tuple$"):
-        InverseFlow(shape)
+    for fields in ({}, {"levels": 2}):
+        with pytest.raises(TypeError, match=r"^\[InverseFlow\] expected a FlowConfig, .* tuple$"):
+            InverseFlow(shape, **fields)
     with pytest.raises(TypeError, match=r"^\[sample\] expected n to be an integer, but got 2.5"):
         flow.sample(2.5)  # type: ignore[arg-type]  # which is what this shows
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from invconv import data as datasets
@@ -272,8 +273,10 @@ def test_latents_are_shown_at_the_places_of_their_pixels(split_prior: bool) -> N
     x = torch.rand(3, 1, 8, 12)
     shown = _latent_image(flow, flow.encode(x))
     assert shown.shape == x.shape
+    # No layer but a squeeze moves a value to another place, and two of them by less than 4 pixels.
     marginal, _ = flow.marginal(x)
-    torch.testing.assert_close(shown.sum((1, 2, 3)), marginal.sum((1, 2, 3)))
+    blocks = (F.avg_pool2d(images, 4) for images in (shown, marginal))
+    torch.testing.assert_close(*blocks)
 
 
 def test_the_way_between_latents_is_an_arc() -> None:

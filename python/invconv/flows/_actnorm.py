@@ -26,6 +26,9 @@ class ActNorm(Bijection):
     Args:
         channels: C.
 
+    Raises:
+        ValueError: when called, images of other channels.
+
     Example:
         >>> import torch
         >>> from invconv.flows import ActNorm
@@ -50,7 +53,7 @@ class ActNorm(Bijection):
         if found is None:
             return
         std, mean = found
-        # Below this the spread is rounding error, and dividing by it would magnify that.
+        # Below this the spread is rounding error, or denormal: dividing by it would magnify that.
         rounding = 16 * torch.finfo(x.dtype).eps * mean.abs() + torch.finfo(x.dtype).tiny
         self.mean.copy_(mean)
         self.log_std.copy_(torch.where(std > rounding, std, 1.0).log())

@@ -42,15 +42,18 @@ class _Causal(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the module."""
+        check_channels(self, x, self.module.channels)
         return self.module(x), per_image(x, self.module.logabsdet((x.shape[-2], x.shape[-1])))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`."""
+        check_channels(self, z, self.module.channels)
         logabsdet = per_image(z, -self.module.logabsdet((z.shape[-2], z.shape[-1])))
         return self.decode(z), logabsdet
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The same without the volume."""
+        check_channels(self, z, self.module.channels)
         x: Tensor = self.module.inverse(z)
         return x
 
@@ -123,7 +126,7 @@ class Convolution1x1(Bijection):
         channels: C.
 
     Raises:
-        ValueError: less than one channel.
+        ValueError: less than one channel; when called, images of other channels.
 
     Example:
         >>> import torch
@@ -157,6 +160,7 @@ class Convolution1x1(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Multiply by W."""
+        check_channels(self, x, len(self.rows))
         with without_autocast(x):
             log_pivots, lower, upper = self._factors()
             weight = (lower @ upper)[self.rows]
@@ -164,12 +168,14 @@ class Convolution1x1(Bijection):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Multiply by ``W^-1``."""
+        check_channels(self, z, len(self.rows))
         with without_autocast(z):
             log_pivots, *factors = self._factors()
             return self._times(self._inverse(*factors), z), -self._volume(z, log_pivots)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The same without the volume."""
+        check_channels(self, z, len(self.rows))
         with without_autocast(z):
             return self._times(self._inverse(*self._factors()[1:]), z)
 
@@ -189,7 +195,6 @@ class Convolution1x1(Bijection):
         return inverse
 
     def _times(self, weight: Tensor, x: Tensor) -> Tensor:
-        check_channels(self, x, len(weight))
         # A product for each image: matmul would copy x, and differently where gradients are wanted.
         weights = weight.to(self.factors.dtype).expand(len(x), -1, -1)
         return torch.bmm(weights, x.flatten(2)).view(x.shape)

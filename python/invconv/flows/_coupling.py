@@ -26,7 +26,7 @@ class AffineCoupling(Bijection):
 
     Raises:
         ValueError: fewer than two channels, less than one hidden channel or a negative D; when
-            called, a context that is not of shape ``(batch, D)``.
+            called, images of other channels, or a context that is not of shape ``(batch, D)``.
 
     Example:
         >>> import torch

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
@@ -187,6 +186,26 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
+def _check_tensor(what: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"[InverseFlow] expected a tensor of {what}, but got {type(value).__name__}"
+        )
+
+
+def _check_range(expected: str, what: str, x: Tensor, largest: int) -> None:
+    """Check that x is from 0 to ``largest``; NaN is not."""
+    if x.numel() == 0:
+        return
+    # As numbers: beside a tensor of bytes 256 would count as 0.
+    lowest, highest = x.min().item(), x.max().item()
+    if not 0 <= lowest <= highest <= largest:
+        raise ValueError(
+            f"[InverseFlow] expected {expected} from 0 to {largest}, "
+            f"but got {what} from {lowest} to {highest}"
+        )
+
+
 class InverseFlow(torch.nn.Module):
     """Normalizing flow whose image-to-latent pass solves inverse convolutions.
 
@@ -241,13 +260,13 @@ class InverseFlow(torch.nn.Module):
         super().__init__()
         if config is None:
             config = FlowConfig(**fields)
-        elif fields:
-            raise TypeError("[InverseFlow] expected a config or its fields by name, but got both")
         elif not isinstance(config, FlowConfig):
             raise TypeError(
                 "[InverseFlow] expected a FlowConfig, or its fields by name, as "
                 f"image_shape=(1, 28, 28), but got {type(config).__name__}"
             )
+        elif fields:
+            raise TypeError("[InverseFlow] expected a config or its fields by name, but got both")
         self.config = config
         self.dequantization = Dequantization(config.quantization)
         channels, height, width = config.image_shape
@@ -328,12 +347,10 @@ class InverseFlow(torch.nn.Module):
 
         Raises:
             ValueError: wrong shape, or a value outside 0 ... Q - 1, or [0, 1] if floating-point.
+            TypeError: images that are no tensor.
         """
         shape = self.config.image_shape
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"[InverseFlow] expected a tensor of images, but got {type(x).__name__}"
-            )
+        _check_tensor("images", x)
         if x.ndim != 4 or tuple(x.shape[1:]) != shape:
             expected = ", ".join(map(str, shape))
             raise ValueError(
@@ -341,15 +358,8 @@ class InverseFlow(torch.nn.Module):
                 f"but got {tuple(x.shape)}"
             )
         largest = 1 if x.is_floating_point() else self.config.quantization - 1
-        if x.numel():
-            # As numbers: beside a tensor of bytes 256 would count as 0.
-            lowest, highest = x.min().item(), x.max().item()
-            if not 0 <= lowest <= highest <= largest:  # NaN fails as well
-                kind = "floating-point" if x.is_floating_point() else "integer"
-                raise ValueError(
-                    f"[InverseFlow] expected {kind} images with values from 0 to {largest}, "
-                    f"but got values from {lowest} to {highest}"
-                )
+        kind = "floating-point" if x.is_floating_point() else "integer"
+        _check_range(f"{kind} images with values", "values", x, largest)
         values = x.to(self._like.dtype)
         if x.is_floating_point():
             return values, per_image(values)
@@ -364,30 +374,21 @@ class InverseFlow(torch.nn.Module):
         if classes == 0:
             raise ValueError(
                 "[InverseFlow] expected context None, because the model has no classes, "
-                "but got a tensor"
+                f"but got {type(context).__name__}"
             )
         if context is None:
             raise ValueError(
                 f"[InverseFlow] expected context to be {batch} labels, because the model has "
                 f"{classes} classes, but got None"
             )
-        if not isinstance(context, Tensor):
-            raise TypeError(
-                f"[InverseFlow] expected a tensor of labels, but got {type(context).__name__}"
-            )
+        _check_tensor("labels", context)
         if context.is_floating_point() or context.is_complex() or context.dtype == torch.bool:
             raise TypeError(f"[InverseFlow] expected integer labels, but got {context.dtype}")
         if tuple(context.shape) != (batch,):
             raise ValueError(
                 f"[InverseFlow] expected labels of shape ({batch},), but got {tuple(context.shape)}"
             )
-        if batch:
-            lowest, highest = context.min().item(), context.max().item()
-            if not 0 <= lowest <= highest < classes:
-                raise ValueError(
-                    f"[InverseFlow] expected labels from 0 to {classes - 1}, "
-                    f"but got labels from {lowest} to {highest}"
-                )
+        _check_range("labels", "labels", context, classes - 1)
         like = self._like
         return F.one_hot(context.to(like.device).long(), classes).to(like.dtype)
 
@@ -434,8 +435,9 @@ class InverseFlow(torch.nn.Module):
         Raises:
             ValueError: as :meth:`dequantize`, or labels that the model has no use for, or of the
                 wrong shape, or outside 0 ... num_classes - 1.
-            TypeError: labels that are not integers.
+            TypeError: images or labels that are no tensors, or labels that are not integers.
         """
+        _check_tensor("images", x)
         condition = self._one_hot(context, len(x))
         x, logabsdet = self.dequantize(x, generator=generator)
         latents, change = self._to_latents(x, condition)
@@ -468,7 +470,8 @@ class InverseFlow(torch.nn.Module):
             generator: source of the dequantization noise.
 
         Raises:
-            TypeError: floating-point images, which have a density but no code length.
+            TypeError: as :meth:`log_prob`, or floating-point images, which have a density but no
+                code length.
             ValueError: as :meth:`log_prob`.
         """
         if isinstance(x, Tensor) and x.is_floating_point():
@@ -497,6 +500,7 @@ class InverseFlow(torch.nn.Module):
         Raises:
             TypeError, ValueError: as :meth:`log_prob`.
         """
+        _check_tensor("images", x)
         condition = self._one_hot(context, len(x))
         x, _ = self.dequantize(x, generator=generator)
         return self._to_latents(x, condition)[0]
@@ -558,8 +562,8 @@ class InverseFlow(torch.nn.Module):
                 "[sample] expected n >= 0 and a finite temperature >= 0, "
                 f"but got n = {n}, temperature = {temperature}"
             )
-        if isinstance(context, (int, numbers.Integral)):
-            context = torch.full((n,), int(context))
+        if context is not None and not isinstance(context, Tensor):
+            context = torch.full((n,), _check.integer("sample", "context", context))
         like = self._like
         device = like.device if generator is None else generator.device
         latents = [

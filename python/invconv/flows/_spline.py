@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invconv._torch import without_autocast
+from invconv._torch import rounds_factors, without_autocast
 from invconv.flows._bijection import Bijection, check_channels, check_context, sum_over_image
 
 # The narrowest bin and the flattest knot, so that neither direction divides by almost nothing.
@@ -36,8 +36,8 @@ class RationalQuadraticSpline(Bijection):
 
     Raises:
         ValueError: no channels, fewer than two bins or too many for the least width, a tail_bound
-            that is not positive or a negative D; when called, a context that is not of shape
-            ``(batch, D)``.
+            that is not positive or a negative D; when called, images of other channels, or a
+            context that is not of shape ``(batch, D)``.
 
     Example:
         >>> import torch
@@ -119,7 +119,8 @@ class RationalQuadraticSpline(Bijection):
     def _pick(self, v: Tensor, table: Tensor, on_y: bool) -> tuple[Tensor, ...]:
         left = table[:, 2 if on_y else 0, 1:, None]
         beyond = v.detach().unsqueeze(1) >= left
-        if not torch.is_grad_enabled() or torch.get_float32_matmul_precision() != "highest":
+        rounds = table.dtype == torch.float32 and rounds_factors()
+        if not torch.is_grad_enabled() or rounds:
             # Small integers add faster; there are up to bins - 1 ones.
             kind = torch.int8 if self.bins <= 128 else torch.int16
             piece = beyond.view(torch.int8).sum(1, keepdim=True, dtype=kind).long()

@@ -16,7 +16,7 @@ class Preset:
     Attributes:
         epochs: passes over the training images.
         batch_size: images in one step, of all processes together.
-        lr: the largest learning rate; it rises over the first epoch, then falls to 0.
+        lr: the largest learning rate; it rises over the first epoch, then falls almost to 0.
         flip: mirror half of the images left to right, which makes others of photographs, and none
             of digits.
     """
@@ -56,7 +56,7 @@ class TrainConfig:
         epochs, batch_size, lr, flip: see :class:`Preset`.
         weight_decay: of AdamW, which without it is Adam.
         accumulate: parts that a process takes its share of a batch in, for less memory.
-        precision: ``"no"``, or ``"bf16"`` for convolutions and products in bfloat16 (autocast).
+        precision: ``"no"``, or ``"bf16"`` for the couplings' nets in bfloat16 (autocast).
         patience: stop after so many epochs without better validation bits/dim; None: never.
         seed: of the initial weights, and with the epoch and the image of all that is random.
         flow: the model.
