@@ -115,8 +115,8 @@ def main() -> None:
     """Print the figures and save the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("classify.png"), help="the picture")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=30, help="of training")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order")
     options = parser.parse_args()
     data = invconv.data.load("mnist5k")
     sets = [

@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recursive_filter.png"), help="picture")
     parser.add_argument("--size", type=int, default=256, help="of the images, in pixels")
     parser.add_argument("--steps", type=int, default=1500, help="of gradient descent")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the images")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     y, fresh = torch.randn(2, 1, options.size, options.size, dtype=torch.float64)
