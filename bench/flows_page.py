@@ -92,9 +92,11 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
                 label=name,
             )
         axes.set(xlabel=f"{ {'size': 'pixels', 'kernel': 'taps'}[kind] } to a side", ylabel="ms")
-        axes.set_yscale("log")
         if kind == "size":
             axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_xticks(values, map(str, values), fontsize=8)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
