@@ -154,7 +154,7 @@ def test_truncated_image_is_named(tmp_path: Path) -> None:
 def test_image_of_another_size_is_named(tmp_path: Path) -> None:
     write(tmp_path, pattern(10, 4, 6))
     Image.fromarray(pattern(1, 5, 6)[0]).save(tmp_path / "other.png")
-    with pytest.raises(DataError, match=r"other\.png: expected 6 x 4 .* but got 6 x 5"):
+    with pytest.raises(DataError, match=r"other\.png: expected 4 x 6 .* but got 5 x 6"):
         load(tmp_path)
 
 
