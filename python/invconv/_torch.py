@@ -142,6 +142,7 @@ def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+# (In torch, assume_constant_result has no types to check.)
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def rounds_factors() -> bool:
     """Whether torch may round the factors of products in float32, as TF32 does."""
