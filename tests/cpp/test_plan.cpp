@@ -30,8 +30,8 @@ std::string description(const FilterPlan& plan) {
   for (const Part& part : plan.parts) {
     text += (text.empty() ? "" : " + ") + std::to_string(part.batch) + " in " +
             layout_names[static_cast<int>(part.layout)] + " of " + std::to_string(part.lanes) + " lanes, bands of " +
-            std::to_string(part.shape.band) + ", " + std::to_string(part.images) + " at once" +
-            (part.shared ? ", bands shared" : "");
+            std::to_string(part.shape.band) + (part.shape.rows > 1 ? " by twos, " : ", ") +
+            std::to_string(part.images) + " at once" + (part.shared ? ", bands shared" : "");
   }
   return text + ", " + std::to_string(plan.threads) + " threads";
 }
@@ -133,7 +133,7 @@ void carry_out(const detail::Filter<T>& filter, const FilterPlan& plan) {
 /// One image after the other, in scalars.
 FilterPlan plain_plan(const Machine& machine, Operation operation, const detail::Sizes& sizes) {
   for (const Part& part : cpu::possible_parts(machine, operation, sizes, 1)) {
-    if (part.layout == cpu::Layout::images && part.lanes == 1) {
+    if (part.layout == cpu::Layout::images && part.lanes == 1 && part.shape.rows == 1) {
       return cpu::make_plan({part}, sizes.groups, 1);
     }
   }
@@ -464,8 +464,8 @@ TEST(Pipelines, OfSeveralGroupsAndTypes) {
 // ---- which plan is chosen -------------------------------------------------------------------------------------------
 
 /// Machines with the numbers of lanes of float, whatever this one is.
-constexpr Machine avx512_like{{16, 8, 4, 1}, 16, 6, 4};
-constexpr Machine avx2_like{{8, 4, 1, 1}, 12, 2, 4};
+constexpr Machine avx512_like{{16, 8, 4, 1}, 16, 6, 1, 4};
+constexpr Machine avx2_like{{8, 4, 1, 1}, 12, 2, 2, 4};
 
 /// The standard shapes of bench/shapes.py.
 constexpr detail::Sizes mnist_l1{100, 1, 4, 14, 14, 3, 3};

@@ -10,6 +10,8 @@
 namespace invconv::detail::cpu {
 namespace {
 
+inline constexpr int most_sums = few_registers ? 12 : 24;
+
 /// A line of pixels, each channel on its own.
 template <class A>
 struct FilterLine {
@@ -76,7 +78,7 @@ template <class A, int V, int OB, int U>
 
 /// As many vectors at once as leave room for the operands.
 template <int OB>
-inline constexpr int vectors_at_once = INVCONV_BLOCK + 8 < 4 * OB ? (INVCONV_BLOCK + 8 < 2 * OB ? 1 : 2) : 4;
+inline constexpr int vectors_at_once = most_sums < 4 * OB ? (most_sums < 2 * OB ? 1 : 2) : 4;
 
 template <class A, int V, int OB>
 void filter_line(const FilterLine<A>& line) {

@@ -71,7 +71,7 @@ class PartRun {
   }
 
   /// Whether no tap that is not finite is multiplied by zeros outside the image.
-  bool is_exact() const { return is_finite_ || part_.layout == Layout::images; }
+  bool is_exact() const { return is_finite_ || (part_.layout == Layout::images && part_.shape.rows == 1); }
 
   Index tasks() const { return part_.tasks(groups_); }
   std::size_t bytes() const { return pieces_.bytes(); }
@@ -164,6 +164,7 @@ Machine this_machine() {
   return {{table.lanes[0], table.lanes[1], table.lanes[2], table.lanes[3]},
           table.block,
           table.channel_vectors,
+          table.rows,
           sizeof(Arithmetic<T>)};
 }
 

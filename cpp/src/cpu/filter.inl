@@ -51,16 +51,22 @@ bool pack_weight(const FilterShape& shape, const Taps<const T>& weight, Arithmet
   return is_finite;
 }
 
-/// A row of pixels, each [channel][lane].
-template <class A>
-struct FilterRow {
+/// P rows of pixels, each [channel][lane], that are computed together.
+template <class A, int P>
+struct FilterRows {
   Index channels, width, kernel_height, kernel_width;
   bool unit_diagonal;
   const A* weight;
-  const A* const* rows;  // of each age, at the oldest pixel that the first one reads
-  A* here;               // the present pixels; a solve writes over them
-  A* out;                // where a conv writes
+  const A* const* rows;  // from the lowest one upwards, at the oldest pixel that the first one reads
+  A* here[P];            // the present pixels, of the upper row first; a solve writes over them
+  A* out[P];             // where a conv writes
   Index above, left;     // rows and pixels there are before the first one: taps that reach further are left out
+
+  /// One of the rows.
+  FilterRows<A, 1> one(int p) const {
+    return {channels,           width,     kernel_height, kernel_width, unit_diagonal, weight,
+            rows + (P - 1 - p), {here[p]}, {out[p]},      above + p,    left};
+  }
 };
 
 /// Zeros get one sign, which would else tell whether taps outside the image were left out or met zeros.
@@ -69,195 +75,287 @@ template <class Vec>
   return value + Vec{};
 }
 
-/// The last operations of a block: those of the present pixel's own channels `value`, which a solve finds.
-template <class A, int V, int OB, bool Solve>
-[[gnu::always_inline]] inline void filter_pixel(bool unit_diagonal, const A* w, Vector<A, V>* value,
-                                                Vector<A, V>* sum) {
+/// A row of a solve is one pixel behind the one above it.
+template <bool Solve>
+inline constexpr int lag = Solve ? 1 : 0;
+
+/// The last operations of a block: those of the present pixel's own channels, which a solve finds and own(c, p) gives
+/// to a conv. What comes out is to be settled, by which no other sum need wait.
+template <class A, int V, int OB, bool Solve, int P, class Own>
+[[gnu::always_inline]] inline void filter_own(bool unit_diagonal, const A* w, Vector<A, V> (&sum)[OB][P], Own&& own) {
   INVCONV_UNROLL
   for (int c = 0; c < OB; ++c) {
-    const Vector<A, V> diagonal = splat<A, V>(w[c * OB + c]);
-    if constexpr (Solve) {
-      sum[c] = settled(unit_diagonal ? sum[c] : sum[c] / diagonal);
-      value[c] = sum[c];
-    } else {
-      sum[c] = settled(unit_diagonal ? sum[c] + value[c] : multiply_add<A, V>(value[c], diagonal, sum[c]));
+    Vector<A, V> value[P];
+    INVCONV_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const Vector<A, V> diagonal = splat<A, V>(w[c * OB + c]);
+      if constexpr (Solve) {
+        sum[c][p] = value[p] = unit_diagonal ? sum[c][p] : sum[c][p] / diagonal;
+      } else {
+        value[p] = own(c, p);
+        sum[c][p] = unit_diagonal ? sum[c][p] + value[p] : multiply_add<A, V>(value[p], diagonal, sum[c][p]);
+      }
     }
     INVCONV_UNROLL
     for (int o = c + 1; o < OB; ++o) {
-      sum[o] = multiply_add<A, V>(value[c], splat<A, V>(w[c * OB + o]), sum[o]);
+      const Vector<A, V> tap = splat<A, V>(w[c * OB + o]);
+      INVCONV_UNROLL
+      for (int p = 0; p < P; ++p) {
+        sum[o][p] = multiply_add<A, V>(value[p], tap, sum[o][p]);
+      }
     }
   }
 }
 
-template <class A, int V, int OB, bool Solve, class After>
-[[gnu::always_inline]] inline void filter_row(const FilterRow<A>& row, After&& after) {
+/// Pixel s of the upper row and those that come with it: the rows below are behind by `lag` each. Of taps outside the
+/// image those are left out that lie outside for all the rows; the others meet zeros.
+template <class A, int V, int OB, bool Solve, int P, class After>
+[[gnu::always_inline]] inline void filter_pixels(const FilterRows<A, P>& row, Index s, After&& after) {
   using Vec = Vector<A, V>;
   const Index channels = row.channels, pixel = channels * V, inputs = row.kernel_width * channels;
-  const Index above = row.above < row.kernel_height - 1 ? row.above : row.kernel_height - 1;
-  for (Index s = 0; s < row.width; ++s) {
-    A* const here = row.here + s * pixel;
-    A* const out = Solve ? here : row.out + s * pixel;
-    const A* w = row.weight;
-    const Index left = row.left + s < row.kernel_width - 1 ? row.left + s : row.kernel_width - 1;
-    const Index outside = (row.kernel_width - 1 - left) * channels;
-    for (Index first = 0; first < channels; first += OB) {
-      const Index live = channels - first;
-      Vec sum[OB];
+  const Index above = row.above + P - 1 < row.kernel_height - 1 ? row.above + P - 1 : row.kernel_height - 1;
+  const Index left = row.left + s < row.kernel_width - 1 ? row.left + s : row.kernel_width - 1;
+  const Index outside = (row.kernel_width - 1 - left) * channels;
+  const auto at = [&](int p) { return (s - p * lag<Solve>)*pixel; };
+  const A* w = row.weight;
+  for (Index first = 0; first < channels; first += OB) {
+    const Index live = channels - first;
+    // A conv may read whatever lies behind the last channel, which only outputs that nobody reads are made of: of the
+    // last pixel, too, what it has filtered comes next.
+    const auto own = [&](int o, int p) {
+      return !Solve || o < live ? load<A, V>(row.here[p] + at(p) + (first + o) * V) : Vec{};
+    };
+    Vec sum[OB][P];
+    INVCONV_UNROLL
+    for (int o = 0; o < OB; ++o) {
       INVCONV_UNROLL
-      for (int o = 0; o < OB; ++o) {
-        sum[o] = Solve && o < live ? load<A, V>(here + (first + o) * V) : Vec{};
+      for (int p = 0; p < P; ++p) {
+        sum[o][p] = Solve ? own(o, p) : Vec{};
       }
-      const auto add = [&](const A* x) {
-        const Vec value = load<A, V>(x);
+    }
+    w += (row.kernel_height - 1 - above) * inputs * OB;
+    for (Index i = above; i >= 0; --i) {
+      const Index end = i > 0 ? inputs : inputs - channels + first;
+      const A* x[P];
+      INVCONV_UNROLL
+      for (int p = 0; p < P; ++p) {
+        x[p] = row.rows[i + P - 1 - p] + at(p);
+      }
+      w += outside * OB;
+      for (Index k = outside * V; k < end * V; k += V, w += OB) {
+        Vec value[P];
+        INVCONV_UNROLL
+        for (int p = 0; p < P; ++p) {
+          value[p] = load<A, V>(x[p] + k);
+        }
         INVCONV_UNROLL
         for (int o = 0; o < OB; ++o) {
-          sum[o] = multiply_add<A, V>(value, splat<A, V>(w[o]), sum[o]);
-        }
-        w += OB;
-      };
-      w += (row.kernel_height - 1 - above) * inputs * OB;
-      for (Index i = above; i >= 0; --i) {
-        const A* x = row.rows[i] + s * pixel;
-        const A* const end = x + (i > 0 ? inputs : inputs - channels + first) * V;
-        w += outside * OB;
-        for (x += outside * V; x < end; x += V) {
-          add(x);
+          const Vec tap = splat<A, V>(w[o]);
+          INVCONV_UNROLL
+          for (int p = 0; p < P; ++p) {
+            sum[o][p] = multiply_add<A, V>(value[p], tap, sum[o][p]);
+          }
         }
       }
-      Vec value[OB];
-      if constexpr (!Solve) {
-        INVCONV_UNROLL
-        for (int o = 0; o < OB; ++o) {
-          value[o] = o < live ? load<A, V>(here + (first + o) * V) : Vec{};
-        }
-      }
-      filter_pixel<A, V, OB, Solve>(row.unit_diagonal, w, value, sum);
-      w += OB * OB;
+    }
+    filter_own<A, V, OB, Solve>(row.unit_diagonal, w, sum, own);
+    w += OB * OB;
+    INVCONV_UNROLL
+    for (int p = 0; p < P; ++p) {
+      A* const out = (Solve ? row.here[p] : row.out[p]) + at(p) + first * V;
       INVCONV_UNROLL
       for (int o = 0; o < OB; ++o) {
         if (o < live) {
-          after(s, first + o, sum[o]);
-          store<A, V>(out + (first + o) * V, sum[o]);
+          Vec result = settled(sum[o][p]);
+          after(s, first + o, result);
+          store<A, V>(out + o * V, result);
         }
       }
     }
   }
 }
 
-template <class A, int V, int OB, bool Solve>
-void filter_plain_row(const FilterRow<A>& row) {
-  filter_row<A, V, OB, Solve>(row, [](Index, Index, const Vector<A, V>&) {});
+/// A row whose results `after(pixel, channel, result)` may change.
+template <class A, int V, int OB, bool Solve, class After>
+[[gnu::always_inline]] inline void filter_row(const FilterRows<A, 1>& row, After&& after) {
+  for (Index s = 0; s < row.width; ++s) {
+    filter_pixels<A, V, OB, Solve>(row, s, after);
+  }
 }
 
-/// filter_row for a small kernel and row.left = 0. With so little to do in a pixel, the next one would wait for its
-/// result to come back from memory: the last pixels stay in registers.
-template <class A, int V, int C, bool Solve>
-void filter_small_row(const FilterRow<A>& row) {
+/// Steps [begin, end) of `width` + lag<Solve> * (P - 1).
+template <class A, int V, int OB, bool Solve, int P>
+[[gnu::always_inline]] inline void filter_steps(const FilterRows<A, P>& row, Index begin, Index end) {
+  constexpr auto nothing = [](Index, Index, const Vector<A, V>&) {};
+  for (Index s = begin; s < end; ++s) {
+    if (s < lag<Solve> * (P - 1)) {
+      filter_pixels<A, V, OB, Solve>(row.one(0), s, nothing);
+    } else if (s < row.width) {
+      filter_pixels<A, V, OB, Solve>(row, s, nothing);
+    } else {
+      filter_pixels<A, V, OB, Solve>(row.one(P - 1), s - lag<Solve>, nothing);
+    }
+  }
+}
+
+template <class A, int V, int OB, bool Solve, int P>
+void filter_plain_rows(const FilterRows<A, P>& row) {
+  filter_steps<A, V, OB, Solve>(row, 0, row.width + lag<Solve> * (P - 1));
+}
+
+/// filter_plain_rows for a small kernel and row.left = 0. With so little to do in a pixel, the next one would wait for
+/// its result to come back from memory: the last pixels stay in registers, if these are enough.
+template <class A, int V, int C, bool Solve, int P>
+void filter_small_rows(const FilterRows<A, P>& row) {
   using Vec = Vector<A, V>;
-  constexpr int pixel = C * V, tap = C * C, inputs = small_kernel * C;
-  constexpr Index reach = small_kernel - 1;
-  FilterRow<A> first = row;
-  first.width = row.width < reach ? row.width : reach;
-  filter_plain_row<A, V, C, Solve>(first);
-  if (row.width <= reach) {
-    return;
+  constexpr int pixel = C * V, inputs = small_kernel * C;
+  constexpr Index reach = small_kernel - 1, begin = reach + lag<Solve> * (P - 1);
+  constexpr bool keeps = !few_registers || 2 * C * P + P < 16;
+  constexpr auto at = [](int p) { return -p * lag<Solve> * pixel; };
+  filter_steps<A, V, C, Solve>(row, 0, row.width < begin ? row.width : begin);
+  Vec last[C][P];
+  if (keeps && row.width > begin) {
+    INVCONV_UNROLL
+    for (int p = 0; p < P; ++p) {
+      INVCONV_UNROLL
+      for (int c = 0; c < C; ++c) {
+        last[c][p] = load<A, V>(row.here[p] + (begin - 1) * pixel + at(p) + c * V);
+      }
+    }
   }
-  Vec older[C], last[C];
-  INVCONV_UNROLL
-  for (int c = 0; c < C; ++c) {
-    older[c] = load<A, V>(row.here + c * V);
-    last[c] = load<A, V>(row.here + pixel + c * V);
-  }
-  for (Index s = reach; s < row.width; ++s) {
-    A* const here = row.here + s * pixel;
-    A* const out = Solve ? here : row.out + s * pixel;
-    Vec value[C], sum[C];
+  for (Index s = begin; s < row.width; ++s) {
+    const auto before = [&](int j, int c, int p) { return load<A, V>(row.here[p] + (s - j) * pixel + at(p) + c * V); };
+    const auto own = [&](int c, int p) { return before(0, c, p); };
+    Vec sum[C][P];
     INVCONV_UNROLL
     for (int c = 0; c < C; ++c) {
-      value[c] = load<A, V>(here + c * V);
-      sum[c] = Solve ? value[c] : Vec{};
+      INVCONV_UNROLL
+      for (int p = 0; p < P; ++p) {
+        sum[c][p] = Solve ? own(c, p) : Vec{};
+      }
     }
-    const auto add = [&](Vec x, const A* w) {
+    const A* w = row.weight;
+    const auto add = [&](auto&& operand) {
+      Vec value[P];
+      INVCONV_UNROLL
+      for (int p = 0; p < P; ++p) {
+        value[p] = operand(p);
+      }
       INVCONV_UNROLL
       for (int o = 0; o < C; ++o) {
-        sum[o] = multiply_add<A, V>(x, splat<A, V>(w[o]), sum[o]);
-      }
-    };
-    const A* w = row.weight;
-    INVCONV_UNROLL
-    for (int i = small_kernel - 1; i > 0; --i) {
-      if (i <= row.above) {
+        const Vec weight = splat<A, V>(w[o]);
         INVCONV_UNROLL
-        for (int k = 0; k < inputs; ++k) {
-          add(load<A, V>(row.rows[i] + s * pixel + k * V), w + k * C);
+        for (int p = 0; p < P; ++p) {
+          sum[o][p] = multiply_add<A, V>(value[p], weight, sum[o][p]);
         }
       }
-      w += inputs * C;
+      w += C;
+    };
+    INVCONV_UNROLL
+    for (int i = small_kernel - 1; i > 0; --i) {
+      if (i < row.above + P) {
+        INVCONV_UNROLL
+        for (int k = 0; k < inputs; ++k) {
+          add([&](int p) { return load<A, V>(row.rows[i + P - 1 - p] + s * pixel + at(p) + k * V); });
+        }
+      } else {
+        w += inputs * C;
+      }
     }
     INVCONV_UNROLL
     for (int c = 0; c < C; ++c) {
-      add(older[c], w + c * C);
+      add([&](int p) { return before(2, c, p); });
     }
     INVCONV_UNROLL
     for (int c = 0; c < C; ++c) {
-      add(last[c], w + tap + c * C);
+      add([&](int p) { return keeps ? last[c][p] : before(1, c, p); });
     }
-    filter_pixel<A, V, C, Solve>(row.unit_diagonal, w + 2 * tap, value, sum);
+    if constexpr (!Solve && keeps) {
+      INVCONV_UNROLL
+      for (int c = 0; c < C; ++c) {
+        INVCONV_UNROLL
+        for (int p = 0; p < P; ++p) {
+          last[c][p] = own(c, p);
+        }
+      }
+    }
+    filter_own<A, V, C, Solve>(row.unit_diagonal, w, sum, own);
     INVCONV_UNROLL
     for (int c = 0; c < C; ++c) {
-      older[c] = last[c];
-      last[c] = value[c];
-      store<A, V>(out + c * V, sum[c]);
+      INVCONV_UNROLL
+      for (int p = 0; p < P; ++p) {
+        if constexpr (Solve && keeps) {
+          last[c][p] = sum[c][p];
+        }
+        store<A, V>((Solve ? row.here[p] : row.out[p]) + s * pixel + at(p) + c * V, settled(sum[c][p]));
+      }
     }
   }
+  filter_steps<A, V, C, Solve>(row, row.width < begin ? begin : row.width, row.width + lag<Solve> * (P - 1));
 }
 
-template <class A>
-using FilterRowFunction = void (*)(const FilterRow<A>&);
+template <class A, int P>
+using FilterRowsFunction = void (*)(const FilterRows<A, P>&);
 
-template <class A, int V, bool Solve, int... OB>
-FilterRowFunction<A> plain_row_of(Index block, std::integer_sequence<int, OB...>) {
-  static constexpr FilterRowFunction<A> table[] = {filter_plain_row<A, V, OB + 1, Solve>...};
+template <class A, int V, bool Solve, int P, int... OB>
+FilterRowsFunction<A, P> plain_rows_of(Index block, std::integer_sequence<int, OB...>) {
+  static constexpr FilterRowsFunction<A, P> table[] = {filter_plain_rows<A, V, OB + 1, Solve, P>...};
   return table[block - 1];
 }
 
-template <class A, int V, bool Solve, int... C>
-FilterRowFunction<A> small_row_of(Index channels, std::integer_sequence<int, C...>) {
-  static constexpr FilterRowFunction<A> table[] = {filter_small_row<A, V, C + 1, Solve>...};
+template <class A, int V, bool Solve, int P, int... C>
+FilterRowsFunction<A, P> small_rows_of(Index channels, std::integer_sequence<int, C...>) {
+  static constexpr FilterRowsFunction<A, P> table[] = {filter_small_rows<A, V, C + 1, Solve, P>...};
   return table[channels - 1];
 }
 
-template <class T, int V, bool Solve>
+/// For a block of at most `Most` channels.
+template <class A, int V, bool Solve, int P, int Most>
+FilterRowsFunction<A, P> rows_of(const FilterShape& shape) {
+  if (is_small(shape)) {
+    return small_rows_of<A, V, Solve, P>(shape.channels, std::make_integer_sequence<int, small_channels>{});
+  }
+  return plain_rows_of<A, V, Solve, P>(shape.block, std::make_integer_sequence<int, Most>{});
+}
+
+template <class T, int V, bool Solve, int P>
 void filter_images(const FilterShape& shape, Index images, const Images<const T>& in, const Images<T>& out,
                    const Arithmetic<T>* packed, void* scratch) {
   using A = Arithmetic<T>;
   const Index channels = shape.channels, width = shape.width, kernel_height = shape.kernel_height;
   const Index margin = (shape.kernel_width - 1) * channels * V, pitch = margin + width * channels * V;
-  const auto function = is_small(shape)
-                            ? small_row_of<A, V, Solve>(channels, std::make_integer_sequence<int, small_channels>{})
-                            : plain_row_of<A, V, Solve>(shape.block, std::make_integer_sequence<int, INVCONV_BLOCK>{});
+  const auto together = rows_of<A, V, Solve, P, INVCONV_BLOCK / P>(shape);
+  const auto alone = rows_of<A, V, Solve, 1, INVCONV_BLOCK>(shape);
   const A** const rows = static_cast<const A**>(scratch);
-  A* const ring = static_cast<A*>(skip_pointers(scratch, kernel_height));
+  A* const ring = static_cast<A*>(skip_pointers(scratch, kernel_height + P - 1));
   A* const filtered = ring + shape.ring * pitch;
   // Row -1 is the ring's last. Zeros stand for the rows above the image, and in each row for the pixels before it.
   const auto at = [&](Index r) { return ring + (r + shape.ring) % shape.ring * pitch; };
   for (Index r = 1 - kernel_height; r < shape.ring - kernel_height + 1; ++r) {
     std::memset(at(r), 0, sizeof(A) * static_cast<std::size_t>(r < 0 ? pitch : margin));
   }
-  FilterRow<A> row{
-      channels, width, kernel_height, shape.kernel_width, shape.unit_diagonal, packed, rows, nullptr, nullptr, 0, 0};
+  FilterRows<A, P> row{channels, width, kernel_height, shape.kernel_width, shape.unit_diagonal, packed, rows, {}, {},
+                       0,        0};
   for (Index first = 0; first < shape.height; first += shape.band) {
     const Index band = first + shape.band <= shape.height ? shape.band : shape.height - first;
     A* const here = at(first) + margin;  // the ring is a whole number of bands, so a band is never broken
     pack_rows<T, A, V>(in, images, first, band, channels, width, here, pitch);
-    for (Index r = 0; r < band; ++r) {
-      for (Index i = 0; i < kernel_height; ++i) {
-        rows[i] = at(first + r - i);
-      }
-      row.here = here + r * pitch;
-      row.out = filtered + r * (pitch - margin);
+    for (Index r = 0; r < band;) {
       row.above = first + r;
-      function(row);
+      for (Index i = 0; i < kernel_height + P - 1; ++i) {
+        rows[i] = at(first + r + P - 1 - i);
+      }
+      for (Index p = 0; p < P; ++p) {
+        row.here[p] = here + (r + p) * pitch;
+        row.out[p] = filtered + (r + p) * (pitch - margin);
+      }
+      if (r + P <= band) {
+        together(row);
+        r += P;
+      } else {
+        alone(row.one(0));
+        ++r;
+      }
     }
     unpack_rows<T, A, V>(out, images, first, band, channels, width, Solve ? here : filtered,
                          Solve ? pitch : pitch - margin);

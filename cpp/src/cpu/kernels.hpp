@@ -6,7 +6,8 @@
 // the image's own value (solve) or zero (conv); the rows from the oldest to the present one; in a row the pixels from
 // the oldest to the present one; in a pixel the channels upwards; the diagonal last. Taps outside the image are left
 // out or multiplied by zeros, as suits the layout: that changes the sign of a zero at most, and all zeros come out
-// positive. (A weight that is not finite goes to the layout images, which leaves all of them out.)
+// positive. (A weight that is not finite goes to the layout images, one row at a time, which leaves all of
+// them out.)
 
 #include <cstdint>
 #include <type_traits>
@@ -21,10 +22,14 @@ struct FilterShape {
   bool solve, unit_diagonal;
   std::int64_t block;  // output channels computed together
   std::int64_t band;   // rows handled together
+  std::int64_t rows;   // images: computed together, or fewer where these are left
   std::int64_t ring;   // images, channels: rows kept, a multiple of band or at least all rows and the zeros above them
   std::int64_t pitch;  // columns: elements from one channel's line to the next one's; rows: steps of a window
   bool streamed;       // rows, columns: whether the output is too large for the caches
 };
+
+/// The most rows that are computed together with images in the lanes. Then some taps outside the image meet zeros.
+inline constexpr std::int64_t most_rows = 2;
 
 /// Kernels with a row of constant sizes: few enough channels that all of them are one block.
 inline constexpr std::int64_t small_kernel = 3, small_channels = 4;
@@ -40,6 +45,11 @@ inline constexpr std::int64_t small_kernel = 3, small_channels = 4;
 
 /// A band of rows in the lanes is one vector of them, or two for kernels of 3 x 3 taps of at most so many channels.
 inline constexpr std::int64_t double_band_kernel = 3, double_band_channels = 2;
+
+/// Elements of a row that wait for the next window of steps: at most what does not fill a cache line.
+[[gnu::always_inline]] inline constexpr std::int64_t rows_waiting(std::int64_t lanes, std::int64_t element) {
+  return lanes * element < 64 ? 64 / element : lanes;
+}
 
 /// Output channels computed together with rows in the lanes.
 inline constexpr int rows_block = 8;
@@ -95,6 +105,8 @@ struct Kernels {
   /// The most output channels whose sums fit in registers, for images and columns in the lanes, and the most vectors of
   /// output channels.
   std::int64_t block, channel_vectors;
+  /// Rows of so many pixels with images in the lanes share the reading of the weights, 1 or most_rows, which is 2.
+  std::int64_t rows;
 
   /// For each layout of plan.hpp; `scratch` is aligned to 64 bytes and as large as the plan says. pack_weight returns
   /// whether all that it read is finite.

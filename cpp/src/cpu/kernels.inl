@@ -1,7 +1,7 @@
 // The one source of the CPU kernels. A kernels_<level>.cpp defines INVCONV_KERNELS (the name of its table's function),
 // INVCONV_LEVEL (its name in text), INVCONV_VECTOR_BYTES, INVCONV_BLOCK (the most output channels whose accumulators
-// fit in registers) and INVCONV_CHANNEL_VECTORS (the same for four pixels' vectors of channels), then includes this
-// file.
+// fit in registers), INVCONV_ROWS (how many rows share them) and INVCONV_CHANNEL_VECTORS (the same for four pixels'
+// vectors of channels), then includes this file.
 //
 // Everything is in an unnamed namespace, and of other headers only functions are called that are always inlined: code
 // compiled for one instruction set must not be merged with another's by the linker.
@@ -52,15 +52,24 @@ Kernels<T> INVCONV_KERNELS() {
   }
   table.block = INVCONV_BLOCK;
   table.channel_vectors = channel_vectors;
+  table.rows = INVCONV_ROWS;
   table.pack_weight = pack_weight<T>;
   table.filter_images = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
                            const Images<T>& out, const A* packed, void* scratch) {
     with_lanes<A>(lanes, [&](auto v) {
       constexpr int V = decltype(v)::value;
-      if (shape.solve) {
-        filter_images<T, V, true>(shape, images, in, out, packed, scratch);
+      const auto filter = [&](auto rows) {
+        constexpr int P = decltype(rows)::value;
+        if (shape.solve) {
+          filter_images<T, V, true, P>(shape, images, in, out, packed, scratch);
+        } else {
+          filter_images<T, V, false, P>(shape, images, in, out, packed, scratch);
+        }
+      };
+      if (shape.rows == 1) {
+        filter(std::integral_constant<int, 1>{});
       } else {
-        filter_images<T, V, false>(shape, images, in, out, packed, scratch);
+        filter(std::integral_constant<int, INVCONV_ROWS>{});
       }
     });
   };

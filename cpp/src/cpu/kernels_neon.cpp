@@ -4,6 +4,7 @@
 #define INVCONV_LEVEL "neon"
 #define INVCONV_VECTOR_BYTES 16
 #define INVCONV_BLOCK 16
+#define INVCONV_ROWS 1
 #define INVCONV_CHANNEL_VECTORS 4
 
 #include "cpu/kernels.inl"

@@ -78,11 +78,12 @@ void copy_out(T* to, Index step, Index n, const A* from, [[maybe_unused]] bool s
     Index k = 0;
     if constexpr (std::is_same_v<T, A> && Step == 1 && can_stream<A, V>) {
       if (streamed) {
-        for (; k < n && reinterpret_cast<std::uintptr_t>(to + k) % sizeof(Vector<A, V>) != 0; ++k) {
+        constexpr Index line = 64 / static_cast<Index>(sizeof(A));
+        for (; k < n && reinterpret_cast<std::uintptr_t>(to + k) % 64 != 0; ++k) {
           narrow(from[k], to[k]);
         }
-        for (; k + V <= n; k += V) {
-          stream<A, V>(reinterpret_cast<A*>(to + k), load_unaligned<A, V>(from + k));
+        for (; k + line <= n; k += line) {
+          stream_line<A, V>(to + k, from + k);
         }
       }
     }

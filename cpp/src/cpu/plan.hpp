@@ -24,6 +24,7 @@ enum class Layout {
 struct Machine {
   std::int64_t lanes[4];  // descending
   std::int64_t block, channel_vectors;
+  std::int64_t rows;
   std::int64_t element;  // bytes
 };
 
@@ -60,7 +61,8 @@ FilterPlan make_plan(std::vector<Part> parts, std::int64_t groups, int threads);
 FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& sizes, int threads);
 
 /// The plan in place of another one for a weight that is not finite, which must not meet the zeros around an image: the
-/// layout images leaves out all taps that lie outside. It takes no more memory than a few rows.
+/// layout images, with one row at a time, leaves out all taps that lie outside. It takes no more memory than a few
+/// rows.
 FilterPlan careful_plan(const Machine& machine, const Sizes& sizes, const FilterPlan& plan);
 
 /// The machine that the process runs on, with the kernels of storage type T.

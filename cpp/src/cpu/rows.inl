@@ -132,9 +132,17 @@ void solve_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index ste
   for (Index i = 0; i <= count; ++i) {
     tiles.rows[i] = here + i * pitch - (i + shape.kernel_width - 1) * pixel;
   }
-  const FilterRow<A> row{
-      channels, V,     shape.kernel_height,   shape.kernel_width, shape.unit_diagonal, tiles.weight, tiles.rows, here,
-      nullptr,  count, shape.kernel_width - 1};
+  const FilterRows<A, 1> row{channels,
+                             V,
+                             shape.kernel_height,
+                             shape.kernel_width,
+                             shape.unit_diagonal,
+                             tiles.weight,
+                             tiles.rows,
+                             {here},
+                             {nullptr},
+                             count,
+                             shape.kernel_width - 1};
   filter_row<A, V, OB, true>(row, [&](Index s, Index c, Vector<A, V>& value) {
     value = begun<A, V>(value, step + s);
     Vector<A, V> moved = value;
@@ -512,11 +520,11 @@ void copy_columns_out(T* row, Index step, Index first, Index n, Index width, con
   }
 }
 
-/// Of the vectors of memory that `row` lies in, the elements before `column` in the same one.
-template <int V, class T>
-Index unfilled(const T* row, Index step, Index column) {
+/// Of the pieces of `n` elements of memory that `row` lies in, the elements before `column` in the same one.
+template <class T>
+Index unfilled(const T* row, Index step, Index column, Index n) {
   const auto at = reinterpret_cast<std::uintptr_t>(row) / sizeof(T) + static_cast<std::uintptr_t>(column);
-  return step == 1 ? static_cast<Index>(at % V) : 0;
+  return step == 1 ? static_cast<Index>(at % static_cast<std::uintptr_t>(n)) : 0;
 }
 
 /// One band of one image, `shape.band` rows.
@@ -530,13 +538,14 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   const auto function = tile_of<A, V>(shape);
   A* const steps = static_cast<A*>(skip_pointers(scratch, kernel_height));
   A* const vectors = steps + kernel_height * (lead + V) * channels * rows;
-  A* const window = vectors + rows_weight_vectors(shape) * V + V;
+  constexpr Index room = rows_waiting(V, sizeof(A)), piece = can_stream<A, V> ? room : V;
+  A* const window = vectors + rows_weight_vectors(shape) * V + room;
   const A* const weight = works_ahead(channels) && is_small(shape) ? vectors : packed;
   for (Index k = 0; weight == vectors && k < rows_weight_vectors(shape); ++k) {
     store<A, V>(vectors + k * V, splat<A, V>(packed[k]));
   }
   const Tiles<A> tiles{
-      shape, weight, band.above, channels * band.pitch, band.pitch, shape.pitch + V, static_cast<const A**>(scratch),
+      shape, weight, band.above, channels * band.pitch, band.pitch, shape.pitch + room, static_cast<const A**>(scratch),
       steps};
   const auto line = [&](Index c, Index row) { return window + (c * rows + row) * tiles.line; };
   const auto from = [&](Index c, Index row) { return in.data + (first + row) * in.row + c * in.channel; };
@@ -549,7 +558,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   };
 
   // The rows are written in long pieces, by way of a window that lies well in the cache whatever their strides; what
-  // does not fill a vector of the output waits for the next window.
+  // does not fill a vector or a cache line of the output waits for the next window.
   constexpr Index per_line = 64 / static_cast<Index>(sizeof(T)), ahead = per_line > V ? per_line : V;
   const Index total = (width + live - 1 + V - 1) / V * V;
   for_live([&](Index c, Index row) { prefetch_columns(from(c, row), in.column, -row, columns_ahead, width); });
@@ -601,11 +610,13 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
     for_live([&](Index c, Index row) {
       T* const to = out.data + (first + row) * out.row + c * out.channel;
       A* const here = line(c, row);
-      const Index before = start == 0 ? 0 : unfilled<V>(to, out.column, start - row);
-      const Index after = start + n == total ? 0 : unfilled<V>(to, out.column, start + n - row);
+      const Index before = start == 0 ? 0 : unfilled(to, out.column, start - row, piece);
+      const Index after = start + n == total ? 0 : unfilled(to, out.column, start + n - row, piece);
       copy_columns_out<A, V>(to, out.column, start - row - before, n + before - after, width, here - before,
                              shape.streamed);
-      store_unaligned<A, V>(here - V, load_unaligned<A, V>(here + n - V));
+      if (start + n < total) {
+        std::memcpy(here - piece, here + n - piece, sizeof(A) * piece);
+      }
     });
   }
   finish_streams();

@@ -69,14 +69,22 @@ template <class A, int V>
   __builtin_memcpy(to, &value, sizeof(value));
 }
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 template <class A, int V>
-inline constexpr bool can_stream = V * sizeof(A) == 64;
+inline constexpr bool can_stream = V * sizeof(A) >= 32;
 
-/// Writes a whole cache line past the caches.
+/// Writes a whole cache line past the caches; only when all of it is written at once is it not read before.
 template <class A, int V>
-[[gnu::always_inline]] inline void stream(A* to, Vector<A, V> value) {
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
+[[gnu::always_inline]] inline void stream_line(A* to, const A* from) {
+#if defined(__AVX512F__)
+  if constexpr (V * sizeof(A) == 64) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)load_unaligned<A, V>(from));
+    return;
+  }
+#endif
+  constexpr int half = 32 / static_cast<int>(sizeof(A));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)load_unaligned<A, half>(from));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to + half), (__m256i)load_unaligned<A, half>(from + half));
 }
 
 [[gnu::always_inline]] inline void finish_streams() { _mm_sfence(); }
@@ -85,7 +93,7 @@ template <class A, int V>
 inline constexpr bool can_stream = false;
 
 template <class A, int V>
-[[gnu::always_inline]] inline void stream(A*, Vector<A, V>) {}
+[[gnu::always_inline]] inline void stream_line(A*, const A*) {}
 
 [[gnu::always_inline]] inline void finish_streams() {}
 #endif
