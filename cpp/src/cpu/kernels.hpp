@@ -52,7 +52,7 @@ inline constexpr std::int64_t double_band_kernel = 3, double_band_channels = 2;
 }
 
 /// Output channels computed together with rows in the lanes.
-inline constexpr int rows_block = 8;
+inline constexpr int rows_block = 12;
 
 /// Pixels computed together with channels in the lanes: they do not depend on each other, and hide the latency of a
 /// multiplication.
