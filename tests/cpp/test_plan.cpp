@@ -133,7 +133,7 @@ void carry_out(const detail::Filter<T>& filter, const FilterPlan& plan) {
 /// One image after the other, in scalars.
 FilterPlan plain_plan(const Machine& machine, Operation operation, const detail::Sizes& sizes) {
   for (const Part& part : cpu::possible_parts(machine, operation, sizes, 1)) {
-    if (part.layout == cpu::Layout::images && part.lanes == 1 && part.shape.rows == 1) {
+    if (part.layout == cpu::Layout::images && part.lanes == 1) {
       return cpu::make_plan({part}, sizes.groups, 1);
     }
   }

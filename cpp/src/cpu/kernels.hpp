@@ -105,7 +105,7 @@ struct Kernels {
   /// The most output channels whose sums fit in registers, for images and columns in the lanes, and the most vectors of
   /// output channels.
   std::int64_t block, channel_vectors;
-  /// Rows of so many pixels with images in the lanes share the reading of the weights, 1 or most_rows, which is 2.
+  /// So many rows, 1 or most_rows, share the reading of the weights, with several images in the lanes.
   std::int64_t rows;
 
   /// For each layout of plan.hpp; `scratch` is aligned to 64 bytes and as large as the plan says. pack_weight returns

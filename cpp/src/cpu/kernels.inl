@@ -1,7 +1,8 @@
 // The one source of the CPU kernels. A kernels_<level>.cpp defines INVCONV_KERNELS (the name of its table's function),
 // INVCONV_LEVEL (its name in text), INVCONV_VECTOR_BYTES, INVCONV_BLOCK (the most output channels whose accumulators
 // fit in registers), INVCONV_ROWS (how many rows share them) and INVCONV_CHANNEL_VECTORS (the same for four pixels'
-// vectors of channels), then includes this file.
+// vectors of channels), then includes this file. The build compiles it with INVCONV_FLOAT and with INVCONV_DOUBLE, for
+// the types that have this arithmetic.
 //
 // Everything is in an unnamed namespace, and of other headers only functions are called that are always inlined: code
 // compiled for one instruction set must not be merged with another's by the linker.
@@ -66,11 +67,12 @@ Kernels<T> INVCONV_KERNELS() {
           filter_images<T, V, false, P>(shape, images, in, out, packed, scratch);
         }
       };
-      if (shape.rows == 1) {
-        filter(std::integral_constant<int, 1>{});
-      } else {
-        filter(std::integral_constant<int, INVCONV_ROWS>{});
+      if constexpr (V > 1 && INVCONV_ROWS > 1) {
+        if (shape.rows > 1) {
+          return filter(std::integral_constant<int, INVCONV_ROWS>{});
+        }
       }
+      filter(std::integral_constant<int, 1>{});
     });
   };
   table.solve_rows = [](const FilterShape& shape, Index lanes, const Images<const T>& in, const Images<T>& out,
@@ -92,9 +94,12 @@ Kernels<T> INVCONV_KERNELS() {
   return table;
 }
 
-template Kernels<float> INVCONV_KERNELS<float>();
+#if defined(INVCONV_DOUBLE)
 template Kernels<double> INVCONV_KERNELS<double>();
+#elif defined(INVCONV_FLOAT)
+template Kernels<float> INVCONV_KERNELS<float>();
 template Kernels<float16> INVCONV_KERNELS<float16>();
 template Kernels<bfloat16> INVCONV_KERNELS<bfloat16>();
+#endif
 
 }  // namespace invconv::detail::cpu

@@ -217,11 +217,12 @@ std::vector<Part> possible_parts(const Machine& machine, Operation operation, co
   const FilterShape shape = shape_of(s, operation == Operation::solve, machine.element);
   std::vector<Part> parts;
   for (const Index lanes : machine.lanes) {
-    for (Index rows = machine.rows; rows > 0; --rows) {
-      parts.push_back(images_part(machine, s, shape, lanes, rows));
-    }
+    parts.push_back(images_part(machine, s, shape, lanes, 1));
     if (lanes == 1) {  // the last ones
       break;
+    }
+    if (machine.rows > 1) {
+      parts.push_back(images_part(machine, s, shape, lanes, machine.rows));
     }
     if (!shape.solve) {
       parts.push_back(columns_part(machine, s, shape, lanes, threads));
