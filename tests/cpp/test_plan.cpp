@@ -31,7 +31,8 @@ std::string description(const FilterPlan& plan) {
     text += (text.empty() ? "" : " + ") + std::to_string(part.batch) + " in " +
             layout_names[static_cast<int>(part.layout)] + " of " + std::to_string(part.lanes) + " lanes, bands of " +
             std::to_string(part.shape.band) + (part.shape.rows > 1 ? " by twos, " : ", ") +
-            std::to_string(part.images) + " at once" + (part.shared ? ", bands shared" : "");
+            std::to_string(part.images) + " at once" + (part.shared ? ", bands shared" : "") +
+            (part.shape.streamed ? ", streamed" : "");
   }
   return text + ", " + std::to_string(plan.threads) + " threads";
 }
@@ -141,13 +142,17 @@ FilterPlan plain_plan(const Machine& machine, Operation operation, const detail:
   return {};
 }
 
-/// Every plan of one part; the chosen one; and one of two parts.
+/// Every plan of one part, also as if its output were too large for the caches; the chosen one; and one of two parts.
 template <class T>
 std::vector<FilterPlan> plans_of(Operation operation, const detail::Sizes& sizes, int threads, Random& random) {
   const Machine machine = cpu::this_machine<T>();
   std::vector<FilterPlan> plans{cpu::plan_filter(machine, operation, sizes, threads)};
-  for (const Part& part : cpu::possible_parts(machine, operation, sizes, threads)) {
+  for (Part part : cpu::possible_parts(machine, operation, sizes, threads)) {
     plans.push_back(cpu::make_plan({part}, sizes.groups, threads));
+    if (part.layout == cpu::Layout::rows || part.layout == cpu::Layout::columns) {
+      part.shape.streamed = true;
+      plans.push_back(cpu::make_plan({part}, sizes.groups, threads));
+    }
   }
   if (sizes.batch > 1) {
     detail::Sizes first = sizes, rest = sizes;
