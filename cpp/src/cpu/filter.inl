@@ -204,7 +204,8 @@ void filter_plain_rows(const FilterRows<A, P>& row) {
 }
 
 /// filter_plain_rows for a small kernel and row.left = 0. With so little to do in a pixel, the next one would wait for
-/// its result to come back from memory: the last pixels stay in registers, if these are enough.
+/// its result to come back from memory: the last pixels stay in registers, if these are enough. Sizes are clipped, so a
+/// row has as many pixels as the kernel at least.
 template <class A, int V, int C, bool Solve, int P>
 void filter_small_rows(const FilterRows<A, P>& row) {
   using Vec = Vector<A, V>;
@@ -212,9 +213,10 @@ void filter_small_rows(const FilterRows<A, P>& row) {
   constexpr Index reach = small_kernel - 1, begin = reach + lag<Solve> * (P - 1);
   constexpr bool keeps = !few_registers || 2 * C * P + P < 16;
   constexpr auto at = [](int p) { return -p * lag<Solve> * pixel; };
-  filter_steps<A, V, C, Solve>(row, 0, row.width < begin ? row.width : begin);
+  static_assert(begin <= small_kernel);
+  filter_steps<A, V, C, Solve>(row, 0, begin);
   Vec last[C][P];
-  if (keeps && row.width > begin) {
+  if constexpr (keeps) {
     INVCONV_UNROLL
     for (int p = 0; p < P; ++p) {
       INVCONV_UNROLL
@@ -291,7 +293,7 @@ void filter_small_rows(const FilterRows<A, P>& row) {
       }
     }
   }
-  filter_steps<A, V, C, Solve>(row, row.width < begin ? begin : row.width, row.width + lag<Solve> * (P - 1));
+  filter_steps<A, V, C, Solve>(row, row.width, row.width + lag<Solve> * (P - 1));
 }
 
 template <class A, int P>

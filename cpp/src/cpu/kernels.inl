@@ -53,6 +53,7 @@ Kernels<T> INVCONV_KERNELS() {
   }
   table.block = INVCONV_BLOCK;
   table.channel_vectors = channel_vectors;
+  static_assert(INVCONV_ROWS <= most_rows);
   table.rows = INVCONV_ROWS;
   table.pack_weight = pack_weight<T>;
   table.filter_images = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
