@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <span>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -28,25 +29,44 @@ namespace detail {
 namespace {
 
 /// The tasks of one call, which any number of threads may take.
-struct Call {
-  TaskBody body;
-  void* context;
-  std::int64_t tasks;
-  std::atomic<std::int64_t> next_task{0};
-  std::atomic<int> next_worker{0};
+class Call {
+ public:
+  Call(int threads, std::span<const Tasks> lists, TaskBody body, void* context)
+      : threads_(threads), lists_(lists), body_(body), context_(context) {}
 
-  void work() {
-    const int worker = next_worker.fetch_add(1, std::memory_order_relaxed);
-    for (;;) {
-      // Whoever takes a task sees what the others did before they took theirs: bands of rows that follow each other
-      // take over the memory of those that are over.
-      const std::int64_t task = next_task.fetch_add(1, std::memory_order_acq_rel);
-      if (task >= tasks) {
-        return;
+  /// Takes tasks of every list: first of the worker's own share, then of the others'.
+  void work(int worker) {
+    for (std::size_t list = 0; list < lists_.size(); ++list) {
+      const auto [tasks, order] = lists_[list];
+      const int shares = order == Order::given ? 1 : std::min(threads_, most_shares);
+      const int own = static_cast<int>(std::int64_t{worker} * shares / threads_);
+      for (int turn = 0; turn < shares; ++turn) {
+        const int share = (own + turn) % shares;
+        const std::int64_t begin = tasks * share / shares, end = tasks * (share + 1) / shares;
+        for (;;) {
+          // Whoever takes a task sees what the others did before they took theirs: bands of rows that follow each other
+          // take over the memory of those that are over.
+          const std::int64_t task = begin + taken_[list][share].count.fetch_add(1, std::memory_order_acq_rel);
+          if (task >= end) {
+            break;
+          }
+          body_(context_, static_cast<int>(list), task, worker);
+        }
       }
-      body(context, task, worker);
     }
   }
+
+ private:
+  static constexpr int most_shares = 32;
+  struct alignas(64) Taken {
+    std::atomic<std::int64_t> count{0};
+  };
+
+  int threads_;
+  std::span<const Tasks> lists_;
+  TaskBody body_;
+  void* context_;
+  Taken taken_[most_task_lists][most_shares];
 };
 
 int available_processors() {
@@ -99,7 +119,7 @@ class Pool {
   void run(int threads, Call& call) {
     const std::unique_lock alone(busy_, std::try_to_lock);
     if (!alone) {
-      call.work();
+      call.work(0);
       return;
     }
     grow(threads - 1);
@@ -108,10 +128,10 @@ class Pool {
     {
       // Locked, so that no helper falls asleep between its last look and the notification.
       const std::lock_guard lock(mutex_);
-      state_ = place * static_cast<std::uint32_t>(std::min(threads - 1, size_));
+      state_ = (place + wanted) * static_cast<std::uint64_t>(std::min(threads - 1, size_));
     }
     wake_.notify_all();
-    call.work();
+    call.work(0);
     state_ &= place - 1;
     if (spins_ && spin_until([this] { return state_ == 0; })) {
       return;
@@ -130,16 +150,17 @@ class Pool {
   void grow(int size) {
     try {
       for (; size_ < size; ++size_) {
-        std::thread([this] { serve(); }).detach();
+        std::thread([this, worker = size_ + 1] { serve(worker); }).detach();
       }
     } catch (const std::system_error&) {
       // No more threads to be had: those that there are do the work.
     }
   }
 
-  void serve() {
-    const auto joins = [this] {
-      for (std::uint32_t state = state_; state >= place;) {
+  /// A helper is the same worker in every call, so its core has the memory of the last one in its caches.
+  void serve(int worker) {
+    const auto joins = [this, worker] {
+      for (std::uint64_t state = state_; state % wanted >= place && state / wanted >= static_cast<unsigned>(worker);) {
         if (state_.compare_exchange_weak(state, state - place + working)) {
           return true;
         }
@@ -152,7 +173,7 @@ class Pool {
         wake_.wait(lock, joins);
       }
       spins = spins_;
-      call_->work();
+      call_->work(worker);
       if (state_.fetch_sub(working) == caller_sleeps + working) {
         const std::lock_guard lock(mutex_);
         done_.notify_one();
@@ -160,14 +181,15 @@ class Pool {
     }
   }
 
-  // What state_ counts: helpers inside the present call, and those that may still join it; between them, a flag.
-  static constexpr std::uint32_t working = 1, caller_sleeps = 1 << 15, place = 1 << 16;
+  // What state_ counts: helpers inside the present call, those that may still join it, and those that it wants, which
+  // are the first ones; after the first count, a flag.
+  static constexpr std::uint64_t working = 1, caller_sleeps = 1 << 15, place = 1 << 16, wanted = std::uint64_t{1} << 32;
 
   std::mutex busy_;  // held by the one caller that uses the pool
   int size_ = 0;     // threads started
   Call* call_ = nullptr;
   bool spins_ = false;  // whether there are processors enough for the threads of the present call
-  std::atomic<std::uint32_t> state_{0};
+  std::atomic<std::uint64_t> state_{0};
   std::mutex mutex_;  // locked to sleep, and to be sure that nobody is just about to
   std::condition_variable wake_, done_;
 };
@@ -175,9 +197,9 @@ class Pool {
 /// The entry points of an OpenMP runtime that other code of this process has loaded.
 struct OpenMp {
   using Parallel = void (*)(void (*body)(void*), void* context, unsigned threads, unsigned flags);
-  using MaxThreads = int (*)();
+  using Number = int (*)();
   std::atomic<Parallel> parallel{nullptr};
-  std::atomic<MaxThreads> max_threads{nullptr};
+  std::atomic<Number> thread_num{nullptr}, max_threads{nullptr};
 };
 
 OpenMp& openmp() {
@@ -202,15 +224,20 @@ std::atomic<bool> is_forked{false};
 
 }  // namespace
 
-void parallel_for(int threads, std::int64_t tasks, TaskBody body, void* context) {
-  Call call{body, context, tasks};
+void parallel_for(int threads, std::span<const Tasks> lists, TaskBody body, void* context) {
+  std::int64_t tasks = 0;
+  for (const Tasks& list : lists) {
+    tasks += list.count;
+  }
   threads = static_cast<int>(std::min<std::int64_t>(threads, tasks));
+  Call call(std::max(threads, 1), lists, body, context);
   if (threads <= 1) {
-    call.work();
+    call.work(0);
     return;
   }
   if (const auto parallel = openmp().parallel.load()) {
-    parallel([](void* one) { static_cast<Call*>(one)->work(); }, &call, static_cast<unsigned>(threads), 0);
+    const auto work = [](void* one) { static_cast<Call*>(one)->work(openmp().thread_num.load()()); };
+    parallel(work, &call, static_cast<unsigned>(threads), 0);
   } else {
     Pool::instance().run(threads, call);
   }
@@ -223,9 +250,13 @@ bool share_openmp() {
   if (detail::is_forked) {
     return false;
   }
-  auto& runtime = detail::openmp();
-  runtime.max_threads = reinterpret_cast<detail::OpenMp::MaxThreads>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
-  runtime.parallel = reinterpret_cast<detail::OpenMp::Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  using detail::OpenMp;
+  OpenMp& runtime = detail::openmp();
+  runtime.max_threads = reinterpret_cast<OpenMp::Number>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+  runtime.thread_num = reinterpret_cast<OpenMp::Number>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+  if (runtime.thread_num.load() != nullptr) {
+    runtime.parallel = reinterpret_cast<OpenMp::Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  }
   return runtime.parallel.load() != nullptr;
 #else
   return false;

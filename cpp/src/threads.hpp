@@ -8,24 +8,52 @@
 // one. So share_openmp() borrows the runtime's threads, by the entry point that every OpenMP runtime on Linux has,
 // without being linked to any.
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
+#include <type_traits>
 
 namespace invconv::detail {
 
-/// A call of parallel_for: body(context, task, worker) with 0 <= worker < threads.
-using TaskBody = void (*)(void* context, std::int64_t task, int worker);
+/// A call of parallel_for: body(context, list, task, worker) with 0 <= worker < threads.
+using TaskBody = void (*)(void* context, int list, std::int64_t task, int worker);
 
-/// Runs tasks 0 .. tasks-1, each once, on the calling thread and at most threads - 1 others; returns when all are done.
-/// They end in any order but begin in this one, so that a task may wait for an earlier one. A worker runs one task at a
-/// time, so it can own scratch memory. The caller never waits for a helper that has not begun, and runs alone while
-/// another thread is in here. The body must not throw.
-void parallel_for(int threads, std::int64_t tasks, TaskBody body, void* context);
+/// In which order the tasks of a list begin.
+enum class Order {
+  any,    // each worker begins with a share of them, the same one in every call
+  given,  // one after the other, so that a task may wait for an earlier one
+};
 
+struct Tasks {
+  std::int64_t count;
+  Order order;
+};
+
+inline constexpr std::size_t most_task_lists = 2;
+
+/// Runs the tasks 0 .. count-1 of one list after the other, each task once, on the calling thread and at most
+/// threads - 1 others; returns when all are done. A worker is the same thread in every call, as long as the caller is,
+/// and runs one task at a time, so it can own scratch memory: what its core has in its caches is what it will need. The
+/// caller never waits for a helper that has not begun, and runs alone while another thread is in here. The body must
+/// not throw.
+void parallel_for(int threads, std::span<const Tasks> lists, TaskBody body, void* context);
+
+/// body(list, task, worker).
 template <class Body>
-void parallel_for(int threads, std::int64_t tasks, Body&& body) {
+void parallel_for(int threads, std::span<const Tasks> lists, Body&& body) {
   parallel_for(
-      threads, tasks,
-      [](void* context, std::int64_t task, int worker) { (*static_cast<Body*>(context))(task, worker); }, &body);
+      threads, lists,
+      [](void* context, int list, std::int64_t task, int worker) {
+        (*static_cast<std::remove_reference_t<Body>*>(context))(list, task, worker);
+      },
+      &body);
+}
+
+/// One list: body(task, worker).
+template <class Body>
+void parallel_for(int threads, Tasks tasks, Body&& body) {
+  parallel_for(threads, std::span<const Tasks>(&tasks, 1),
+               [&](int, std::int64_t task, int worker) { body(task, worker); });
 }
 
 }  // namespace invconv::detail

@@ -17,11 +17,11 @@ namespace invconv::test {
 
 /// Runs a loop and tells whether each task ran exactly once, each worker was below `threads`, and none ran two tasks
 /// at a time.
-inline bool runs_each_task_once(int threads, Index tasks) {
+inline bool runs_each_task_once(int threads, Index tasks, detail::Order order = detail::Order::any) {
   std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
   std::vector<std::atomic<bool>> is_busy(static_cast<std::size_t>(threads));
   std::atomic<bool> fine{true};
-  detail::parallel_for(threads, tasks, [&](Index task, int worker) {
+  detail::parallel_for(threads, {tasks, order}, [&](Index task, int worker) {
     if (task < 0 || task >= tasks || worker < 0 || worker >= threads ||
         is_busy[static_cast<std::size_t>(worker)].exchange(true)) {
       fine = false;

@@ -35,7 +35,9 @@ TEST(OpenMp, RunsEachTaskOnce) {
   ASSERT_TRUE(share_openmp());
   for (const int threads : {1, 2, 3, 8, 17}) {
     for (const Index tasks : {0, 1, 2, 3, 7, 8, 9, 1000}) {
-      EXPECT_TRUE(runs_each_task_once(threads, tasks)) << threads << " threads, " << tasks << " tasks";
+      for (const auto order : {detail::Order::any, detail::Order::given}) {
+        EXPECT_TRUE(runs_each_task_once(threads, tasks, order)) << threads << " threads, " << tasks << " tasks";
+      }
     }
   }
 }
@@ -49,7 +51,7 @@ TEST(OpenMp, AChildHasNothingToShare) {
 TEST(OpenMp, LendsItsThreads) {
   ASSERT_TRUE(share_openmp());
   std::atomic<int> most{0};
-  detail::parallel_for(3, 3, [&](Index, int) { most = omp_get_num_threads(); });
+  detail::parallel_for(3, {3, detail::Order::any}, [&](Index, int) { most = omp_get_num_threads(); });
   EXPECT_EQ(most, 3);
 }
 

@@ -10,7 +10,9 @@
 namespace invconv::test {
 namespace {
 
+using detail::Order;
 using detail::parallel_for;
+using detail::Tasks;
 
 // The tests of share_openmp() need a process with an OpenMP runtime, and are in test_openmp.cpp.
 TEST(ShareOpenMp, SaysThatThereIsNone) { EXPECT_FALSE(share_openmp()); }
@@ -18,7 +20,9 @@ TEST(ShareOpenMp, SaysThatThereIsNone) { EXPECT_FALSE(share_openmp()); }
 TEST(ParallelFor, RunsEachTaskOnce) {
   for (const int threads : {1, 2, 3, 8, 17}) {
     for (const Index tasks : {0, 1, 2, 3, 7, 8, 9, 1000}) {
-      EXPECT_TRUE(runs_each_task_once(threads, tasks)) << threads << " threads, " << tasks << " tasks";
+      for (const Order order : {Order::any, Order::given}) {
+        EXPECT_TRUE(runs_each_task_once(threads, tasks, order)) << threads << " threads, " << tasks << " tasks";
+      }
     }
   }
 }
@@ -43,7 +47,7 @@ TEST(ParallelFor, RunsEachTaskOnceForSeveralCallers) {
 // Two tasks that wait for each other end only if two threads run them.
 TEST(ParallelFor, RunsTasksAtTheSameTime) {
   std::atomic<int> begun{0};
-  parallel_for(2, 2, [&](Index, int) {
+  parallel_for(2, {2, Order::any}, [&](Index, int) {
     ++begun;
     while (begun < 2) {
       std::this_thread::yield();
@@ -56,12 +60,70 @@ TEST(ParallelFor, RunsTasksAtTheSameTime) {
 TEST(ParallelFor, OrdersOneLoopBeforeTheNext) {
   std::vector<int> values(64);
   for (int round = 1; round <= 200; ++round) {
-    parallel_for(4, 64, [&](Index task, int) {
+    parallel_for(4, {64, Order::any}, [&](Index task, int) {
       const auto at = static_cast<std::size_t>((task * 7 + round) % 64);
       values[at] += 1;
     });
     for (const int value : values) {
       ASSERT_EQ(value, round);
+    }
+  }
+}
+
+TEST(ParallelFor, BeginsTasksInTheGivenOrder) {
+  for (const int threads : {1, 2, 3, 8, 40}) {
+    std::atomic<Index> begun{0};
+    std::atomic<int> failures{0};
+    // The last one to begin waits for all others to have begun: were a later one taken first, it would wait for ever.
+    parallel_for(threads, {200, Order::given}, [&](Index task, int) {
+      while (begun < task) {
+        std::this_thread::yield();
+      }
+      failures += begun.exchange(task + 1) > task + 1;
+    });
+    EXPECT_EQ(begun, 200);
+    EXPECT_EQ(failures, 0);
+  }
+}
+
+// As the caches would have it: with nobody late, no worker does anything but its own share of each list.
+TEST(ParallelFor, GivesEachWorkerTheSameShareInEveryCall) {
+  const Tasks lists[] = {{6, Order::any}, {2, Order::any}};
+  for (int round = 0; round < 20; ++round) {
+    std::vector<std::thread::id> first(6), second(2);
+    std::atomic<int> begun{0};
+    parallel_for(2, lists, [&](int list, Index task, int worker) {
+      EXPECT_EQ(worker, list == 0 ? task / 3 : task);
+      (list == 0 ? first : second)[static_cast<std::size_t>(task)] = std::this_thread::get_id();
+      // Each waits for the other one to have taken as many, so that none has the time to help.
+      const int mine = list == 0 ? static_cast<int>(task % 3) + 1 : 4;
+      ++begun;
+      while (begun < 2 * mine) {
+        std::this_thread::yield();
+      }
+    });
+    EXPECT_EQ(first[0], std::this_thread::get_id());
+    EXPECT_EQ(first[2], first[0]);
+    EXPECT_EQ(first[5], first[3]);
+    EXPECT_EQ(second[0], first[0]);
+    EXPECT_EQ(second[1], first[3]);
+  }
+}
+
+// More threads than there are shares, and lists of which some have no tasks.
+TEST(ParallelFor, RunsEachTaskOfEveryListOnce) {
+  for (const int threads : {1, 2, 5, 33, 70}) {
+    for (const Order order : {Order::any, Order::given}) {
+      for (const Index count : {0, 1, 31, 100}) {
+        const Tasks lists[] = {{count, Order::any}, {7, order}};
+        std::vector<std::atomic<int>> runs(static_cast<std::size_t>(count + 7));
+        parallel_for(threads, lists, [&](int list, Index task, int) {
+          ++runs[static_cast<std::size_t>(list == 0 ? task : count + task)];
+        });
+        for (const auto& times : runs) {
+          EXPECT_EQ(times, 1);
+        }
+      }
     }
   }
 }
@@ -118,7 +180,7 @@ TEST(ThreadsAfterFork, TheChildDoesNotWaitForTheParentsLoop) {
   std::atomic<int> begun{0};
   std::atomic<bool> may_end{false};
   std::thread other([&] {
-    parallel_for(2, 2, [&](Index, int) {
+    parallel_for(2, {2, Order::any}, [&](Index, int) {
       ++begun;
       while (!may_end) {
         std::this_thread::yield();

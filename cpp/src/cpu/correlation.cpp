@@ -165,7 +165,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
       number_columns(plan.columns, plan.shape.x_line, columns);
     }
     const int threads = correlation_threads(s, execution, plan.tasks(s));
-    parallel_for(threads, plan.tasks(s), [&](Index task, int worker) {
+    parallel_for(threads, {plan.tasks(s), Order::any}, [&](Index task, int worker) {
       const Index group = task % s.groups, slice = task / s.groups % plan.slices, part = task / s.groups / plan.slices;
       const Index begin = plan.units() * part / parts, end = plan.units() * (part + 1) / parts;
       CorrelationShape shape = plan.shape;

@@ -73,7 +73,6 @@ class PartRun {
   /// Whether no tap that is not finite is multiplied by zeros outside the image.
   bool is_exact() const { return is_finite_ || (part_.layout == Layout::images && part_.shape.rows == 1); }
 
-  Index tasks() const { return part_.tasks(groups_); }
   std::size_t bytes() const { return pieces_.bytes(); }
 
   void run(Index task, int worker) const {
@@ -185,24 +184,17 @@ void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace) {
   auto* memory = static_cast<std::byte*>(workspace);
   std::vector<PartRun<T>> parts;
   parts.reserve(plan.parts.size());
-  Index tasks = 0;
+  std::vector<Tasks> tasks;
   for (const Part& part : plan.parts) {
     parts.emplace_back(part, plan, problem, memory);
     memory += parts.back().bytes();
-    tasks += parts.back().tasks();
+    tasks.push_back({part.tasks(problem.sizes.groups), part.shared ? Order::given : Order::any});
     if (!parts.back().is_exact()) {
       return run(problem, careful_plan(this_machine<T>(), clipped(problem.sizes), plan), workspace);
     }
   }
-  parallel_for(plan.threads, tasks, [&](Index task, int worker) {
-    for (const PartRun<T>& part : parts) {
-      if (task < part.tasks()) {
-        part.run(task, worker);
-        return;
-      }
-      task -= part.tasks();
-    }
-  });
+  parallel_for(plan.threads, tasks,
+               [&](int part, Index task, int worker) { parts[static_cast<std::size_t>(part)].run(task, worker); });
 }
 
 template <class T>
