@@ -3,8 +3,8 @@
 #define INVCONV_KERNELS kernels_avx512
 #define INVCONV_LEVEL "avx512"
 #define INVCONV_VECTOR_BYTES 64
-#define INVCONV_BLOCK 16
-#define INVCONV_ROWS 1
+#define INVCONV_BLOCK 24
+#define INVCONV_ROWS 2
 #define INVCONV_CHANNEL_VECTORS 6
 
 #include "cpu/kernels.inl"

@@ -209,7 +209,7 @@ struct Places {
 template <class A, int V>
 inline constexpr int streams_read = V * static_cast<int>(sizeof(A)) < 32 ? V : 32 / static_cast<int>(sizeof(A));
 template <class A, int V>
-inline constexpr int streams_written = V < 4 ? V : 4;
+inline constexpr int streams_written = V <= 4 ? V : V / 2;
 
 /// R transpositions of Q streams.
 template <class T, class A, int Q, int R, int Step>
