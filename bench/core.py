@@ -6,8 +6,9 @@ import functools
 import json
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from . import cmake
@@ -26,13 +27,14 @@ class Limits(NamedTuple):
     peak: float  # multiplications and additions a second
     multiply_add: float  # seconds from one to the next that needs its result
     copy: Mapping[int, float]  # bytes read and written a second, by the size of the array copied
+    hand_over: float | None = None  # seconds from one thread to another and back
 
 
 class Figures(NamedTuple):
     """What one run of the C++ benchmark found."""
 
     times: dict[str, Times]  # seconds, by operation:shape:threads
-    best: dict[str, float]  # operations or bytes a second, by probe; and seconds of the chain
+    best: dict[str, float]  # operations or bytes a second, by probe; seconds of the others
     errors: dict[str, float]
 
     def limits(self, threads: int) -> Limits:
@@ -42,7 +44,8 @@ class Figures(NamedTuple):
             probe, *size, count = name.split(":")
             if probe == "copy" and int(count) == threads:
                 copies[int(size[0])] = rate
-        return Limits(self.best[f"peak:{threads}"], self.best["chain:1"], copies)
+        hand_over = self.best.get("hand_over:2")
+        return Limits(self.best[f"peak:{threads}"], self.best["chain:1"], copies, hand_over)
 
 
 @functools.cache
@@ -59,7 +62,7 @@ def build() -> Path:
 def measure(
     operations: Iterable[str],
     shapes: Mapping[str, Shape],
-    threads: Iterable[int],
+    threads: Sequence[int],
     *,
     probes: bool = False,
     seconds: float = 0.05,
@@ -89,6 +92,8 @@ def measure(
         # In a process of their own: the idle threads of an operation spin for a while.
         arguments = ["--seconds", "0.02", "--repetitions", "8", *counts]
         arguments += ["--run", "peak", "--run", "chain", "--run", "copy"]
+        if max(threads) > 1:
+            arguments += ["--run", "hand_over"]
         for size in sorted({copied(shape) for shape in shapes.values()}):
             arguments += ["--copy", str(size)]
         entries += _run(arguments)
@@ -122,6 +127,8 @@ def read(entries: Iterable[Mapping[str, Any]]) -> Figures:
     best = {name: max(values) for name, values in rates.items()}
     if "chain:1" in times:
         best["chain:1"] = min(times.pop("chain:1")) / 1000  # that many in each
+    if "hand_over:2" in times:  # where the cores lie may change meanwhile
+        best["hand_over:2"] = median(times.pop("hand_over:2")) / 1000
     summaries = {name: Times.of(values) for name, values in times.items() if name not in rates}
     return Figures(summaries, best, errors)
 

@@ -144,6 +144,7 @@ def _efficiency(
         "peak_gflops": limits.peak / 1e9,
         "copy_gb_per_s": limits.copy[core.copied(shape)] / 1e9,
         "multiply_add_ns": limits.multiply_add * 1e9,
+        **({} if limits.hand_over is None else {"hand_over_ns": limits.hand_over * 1e9}),
     }
 
 

@@ -83,6 +83,11 @@ def operation_summary(rows: Rows) -> list[str]:
             f"the machine: {known[-1]['peak_gflops']:.0f} GFLOP/s, copies at {min(copies):.0f} to "
             f"{max(copies):.0f} GB/s, {known[-1]['multiply_add_ns']:.2f} ns from one multiply-add "
             "to the next that needs it"
+            + (
+                f", {known[-1]['hand_over_ns']:.0f} ns from one thread to the other and back"
+                if "hand_over_ns" in known[-1]
+                else ""
+            )
         )
     return lines
 

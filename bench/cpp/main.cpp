@@ -1,15 +1,18 @@
 // The core alone, without Python, and this machine's limits. `python -m bench` says what to run and reads the JSON:
 //
 //     invconv_bench --shape NAME=BATCH,CHANNELS,HEIGHT,WIDTH,KERNEL ... --threads N ...
-//                   --run solve|solve_transpose|conv|weight_grad|solve_backward|plain_solve|peak|chain|copy ...
+//                   --run solve|solve_transpose|conv|weight_grad|solve_backward|plain_solve|peak|chain|copy|
+//                         hand_over ...
 //                   --copy BYTES ... --seconds S --repetitions R --benchmark_format=json
 //
-// Names in the output: solve:NAME:N, peak:N, chain:1, copy:BYTES:N. The time of chain is that of 1000 multiply-adds;
+// Names in the output: solve:NAME:N, peak:N, chain:1, copy:BYTES:N, hand_over:2. The time of chain is that of 1000
+// multiply-adds, that of hand_over the time in which two threads wait 1000 times for each other;
 // peak and copy have rates: operations and bytes (read and written) a second, of all threads together.
 
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -19,6 +22,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "invconv/invconv.hpp"
@@ -172,6 +176,31 @@ void measure_chain(benchmark::State& state) {
   }
 }
 
+/// A number goes to another thread and back. How long that takes depends on where the cores lie: in a virtual machine
+/// it may change from minute to minute.
+void measure_hand_over(benchmark::State& state) {
+  constexpr int stop = -1;
+  alignas(64) std::atomic<int> asked{0};
+  alignas(64) std::atomic<int> answered{0};
+  std::thread other([&] {
+    for (int last = 0; last != stop;) {
+      const int now = asked.load(std::memory_order_acquire);
+      if (now != last) {
+        answered.store(last = now, std::memory_order_release);
+      }
+    }
+  });
+  for (auto _ : state) {
+    for (int turn = 1; turn <= 1000; ++turn) {
+      asked.store(turn, std::memory_order_release);
+      while (answered.load(std::memory_order_acquire) != turn) {
+      }
+    }
+  }
+  asked = stop;
+  other.join();
+}
+
 /// Each thread copies its part again and again, so small arrays stay in its caches and nobody waits for anybody.
 void measure_copy(benchmark::State& state, std::size_t bytes) {
   const std::size_t part = std::max<std::size_t>(bytes / static_cast<std::size_t>(state.threads()), 1);
@@ -238,6 +267,10 @@ void register_all(const Arguments& arguments) {
   for (const std::string& run : arguments.all("--run")) {
     if (run == "chain") {
       add("chain:1", measure_chain);
+      continue;
+    }
+    if (run == "hand_over") {
+      add("hand_over:2", measure_hand_over);
       continue;
     }
     for (const int count : threads) {

@@ -144,6 +144,7 @@ def figures_of(time: float) -> core.Figures:
             *(listed(name, time) for name in names),
             *(listed("peak:1", 1, rate=rate) for rate in (90e9, 100e9)),
             *(listed("chain:1", time) for time in (1.5, 1.0)),
+            *(listed("hand_over:2", time) for time in (100, 110, 500)),
             listed(f"copy:{SMALL.image_bytes}:1", 1, rate=50e9),
             listed(f"copy:{SMALL.image_bytes}:2", 1, rate=80e9),
         ]
@@ -160,6 +161,7 @@ def test_times_are_medians_and_limits_the_best() -> None:
     limits = figures_of(1).limits(1)
     assert limits.peak == 100e9
     assert limits.multiply_add == pytest.approx(1e-9)
+    assert limits.hand_over == pytest.approx(110e-9)
     assert limits.copy == {SMALL.image_bytes: 50e9}
 
 
