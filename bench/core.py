@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,7 +93,7 @@ def measure(
         # In a process of their own: the idle threads of an operation spin for a while.
         arguments = ["--seconds", "0.02", "--repetitions", "8", *counts]
         arguments += ["--run", "peak", "--run", "chain", "--run", "copy"]
-        if max(threads) > 1:
+        if max(threads) > 1 and (os.cpu_count() or 1) > 1:
             arguments += ["--run", "hand_over"]
         for size in sorted({copied(shape) for shape in shapes.values()}):
             arguments += ["--copy", str(size)]

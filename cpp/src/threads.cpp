@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cassert>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -25,27 +26,37 @@
 
 namespace invconv {
 
+namespace {
+
+constexpr int most_threads = 1024;
+
+}  // namespace
+
 namespace detail {
 namespace {
 
 /// The tasks of one call, which any number of threads may take.
 class Call {
  public:
-  Call(int threads, std::span<const Tasks> lists, TaskBody body, void* context)
-      : threads_(threads), lists_(lists), body_(body), context_(context) {}
+  Call(int threads, std::span<const TaskList> lists, TaskBody body, void* context)
+      : threads_(threads), lists_(lists), body_(body), context_(context) {
+    assert(lists.size() <= most_task_lists);
+  }
 
   /// Takes tasks of every list: first of the worker's own share, then of the others'.
   void work(int worker) {
     for (std::size_t list = 0; list < lists_.size(); ++list) {
-      const auto [tasks, order] = lists_[list];
+      const auto [count, order] = lists_[list];
       const int shares = order == Order::given ? 1 : std::min(threads_, most_shares);
       const int own = static_cast<int>(std::int64_t{worker} * shares / threads_);
       for (int turn = 0; turn < shares; ++turn) {
         const int share = (own + turn) % shares;
-        const std::int64_t begin = tasks * share / shares, end = tasks * (share + 1) / shares;
+        // The caller, who is first, has the largest one.
+        const std::int64_t begin = (count * share + shares - 1) / shares;
+        const std::int64_t end = (count * (share + 1) + shares - 1) / shares;
         for (;;) {
-          // Whoever takes a task sees what the others did before they took theirs: bands of rows that follow each other
-          // take over the memory of those that are over.
+          // In the given order, whoever takes a task sees what the others did before they took theirs: bands of rows
+          // that follow each other take over the memory of those that are over.
           const std::int64_t task = begin + taken_[list][share].count.fetch_add(1, std::memory_order_acq_rel);
           if (task >= end) {
             break;
@@ -63,7 +74,7 @@ class Call {
   };
 
   int threads_;
-  std::span<const Tasks> lists_;
+  std::span<const TaskList> lists_;
   TaskBody body_;
   void* context_;
   Taken taken_[most_task_lists][most_shares];
@@ -197,15 +208,24 @@ class Pool {
 /// The entry points of an OpenMP runtime that other code of this process has loaded.
 struct OpenMp {
   using Parallel = void (*)(void (*body)(void*), void* context, unsigned threads, unsigned flags);
-  using Number = int (*)();
+  using GetNumber = int (*)();
   std::atomic<Parallel> parallel{nullptr};
-  std::atomic<Number> thread_num{nullptr}, max_threads{nullptr};
+  std::atomic<GetNumber> thread_num{nullptr}, max_threads{nullptr};
 };
 
 OpenMp& openmp() {
   static OpenMp runtime;
   return runtime;
 }
+
+#if defined(__unix__) || defined(__APPLE__)
+/// Another library's omp_get_thread_num, a stub that always says 0 perhaps, would give several threads one number.
+bool in_one_library(const void* a, const void* b) {
+  Dl_info of_a, of_b;
+  return a != nullptr && b != nullptr && dladdr(a, &of_a) != 0 && dladdr(b, &of_b) != 0 &&
+         of_a.dli_fbase == of_b.dli_fbase;
+}
+#endif
 
 std::atomic<bool> is_forked{false};
 
@@ -224,19 +244,19 @@ std::atomic<bool> is_forked{false};
 
 }  // namespace
 
-void parallel_for(int threads, std::span<const Tasks> lists, TaskBody body, void* context) {
+void parallel_for(int threads, std::span<const TaskList> lists, TaskBody body, void* context) {
   std::int64_t tasks = 0;
-  for (const Tasks& list : lists) {
+  for (const TaskList& list : lists) {
     tasks += list.count;
   }
-  threads = static_cast<int>(std::min<std::int64_t>(threads, tasks));
+  threads = static_cast<int>(std::min<std::int64_t>(std::min(threads, most_threads), tasks));
   Call call(std::max(threads, 1), lists, body, context);
   if (threads <= 1) {
     call.work(0);
     return;
   }
   if (const auto parallel = openmp().parallel.load()) {
-    const auto work = [](void* one) { static_cast<Call*>(one)->work(openmp().thread_num.load()()); };
+    const auto work = [](void* self) { static_cast<Call*>(self)->work(openmp().thread_num.load()()); };
     parallel(work, &call, static_cast<unsigned>(threads), 0);
   } else {
     Pool::instance().run(threads, call);
@@ -252,11 +272,11 @@ bool share_openmp() {
   }
   using detail::OpenMp;
   OpenMp& runtime = detail::openmp();
-  runtime.max_threads = reinterpret_cast<OpenMp::Number>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
-  runtime.thread_num = reinterpret_cast<OpenMp::Number>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
-  if (runtime.thread_num.load() != nullptr) {
-    runtime.parallel = reinterpret_cast<OpenMp::Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  }
+  runtime.max_threads = reinterpret_cast<OpenMp::GetNumber>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+  runtime.thread_num = reinterpret_cast<OpenMp::GetNumber>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+  void* const parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  const bool agree = detail::in_one_library(parallel, dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+  runtime.parallel = agree ? reinterpret_cast<OpenMp::Parallel>(parallel) : nullptr;
   return runtime.parallel.load() != nullptr;
 #else
   return false;
@@ -264,8 +284,6 @@ bool share_openmp() {
 }
 
 namespace {
-
-constexpr int most_threads = 1024;
 
 std::atomic<int>& chosen_threads() {
   static std::atomic<int> threads{0};

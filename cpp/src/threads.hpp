@@ -21,26 +21,26 @@ using TaskBody = void (*)(void* context, int list, std::int64_t task, int worker
 /// In which order the tasks of a list begin.
 enum class Order {
   any,    // each worker begins with a share of them, the same one in every call
-  given,  // one after the other, so that a task may wait for an earlier one
+  given,  // one after the other: those under way are neighbours, and each may wait for earlier ones
 };
 
-struct Tasks {
+struct TaskList {
   std::int64_t count;
   Order order;
 };
 
 inline constexpr std::size_t most_task_lists = 2;
 
-/// Runs the tasks 0 .. count-1 of one list after the other, each task once, on the calling thread and at most
-/// threads - 1 others; returns when all are done. A worker is the same thread in every call, as long as the caller is,
-/// and runs one task at a time, so it can own scratch memory: what its core has in its caches is what it will need. The
-/// caller never waits for a helper that has not begun, and runs alone while another thread is in here. The body must
-/// not throw.
-void parallel_for(int threads, std::span<const Tasks> lists, TaskBody body, void* context);
+/// Runs the tasks 0 .. count-1 of every list, each once, on the calling thread and at most threads - 1 others; returns
+/// when all are done. A worker turns to the next list when all tasks of the one before are taken, done or not; it runs
+/// one task at a time, so it can own scratch memory. With threads of our own a worker is the same thread in every call,
+/// which has what it will need in the caches of its core, and the caller never waits for a helper that has not begun,
+/// and runs alone while another thread is in here. The body must not throw.
+void parallel_for(int threads, std::span<const TaskList> lists, TaskBody body, void* context);
 
 /// body(list, task, worker).
 template <class Body>
-void parallel_for(int threads, std::span<const Tasks> lists, Body&& body) {
+void parallel_for(int threads, std::span<const TaskList> lists, Body&& body) {
   parallel_for(
       threads, lists,
       [](void* context, int list, std::int64_t task, int worker) {
@@ -51,8 +51,8 @@ void parallel_for(int threads, std::span<const Tasks> lists, Body&& body) {
 
 /// One list: body(task, worker).
 template <class Body>
-void parallel_for(int threads, Tasks tasks, Body&& body) {
-  parallel_for(threads, std::span<const Tasks>(&tasks, 1),
+void parallel_for(int threads, TaskList tasks, Body&& body) {
+  parallel_for(threads, std::span<const TaskList>(&tasks, 1),
                [&](int, std::int64_t task, int worker) { body(task, worker); });
 }
 

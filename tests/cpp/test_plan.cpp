@@ -469,7 +469,7 @@ TEST(Pipelines, OfSeveralGroupsAndTypes) {
 // ---- which plan is chosen -------------------------------------------------------------------------------------------
 
 /// Machines with the numbers of lanes of float, whatever this one is.
-constexpr Machine avx512_like{{16, 8, 4, 1}, 16, 6, 1, 4};
+constexpr Machine avx512_like{{16, 8, 4, 1}, 24, 6, 2, 4};
 constexpr Machine avx2_like{{8, 4, 1, 1}, 12, 2, 2, 4};
 
 /// The standard shapes of bench/shapes.py.

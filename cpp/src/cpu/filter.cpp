@@ -184,11 +184,11 @@ void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace) {
   auto* memory = static_cast<std::byte*>(workspace);
   std::vector<PartRun<T>> parts;
   parts.reserve(plan.parts.size());
-  std::vector<Tasks> tasks;
+  std::vector<TaskList> tasks;
   for (const Part& part : plan.parts) {
     parts.emplace_back(part, plan, problem, memory);
     memory += parts.back().bytes();
-    tasks.push_back({part.tasks(problem.sizes.groups), part.shared ? Order::given : Order::any});
+    tasks.push_back({part.tasks(problem.sizes.groups), part.is_pipeline() ? Order::given : Order::any});
     if (!parts.back().is_exact()) {
       return run(problem, careful_plan(this_machine<T>(), clipped(problem.sizes), plan), workspace);
     }

@@ -205,7 +205,8 @@ struct Places {
 
 // Images are often a multiple of 4 KiB apart, and then the same element of each falls into the same few places of the
 // cache. So few streams are walked at once, each a whole cache line at a time: measured on 16 images of 12 channels of
-// 16x16, that takes half the time of one transposition for all 16 lanes. Reading bears more streams than writing.
+// 16x16, that takes half the time of one transposition for all 16 lanes. With 8 lanes, reading bears
+// more streams than writing.
 template <class A, int V>
 inline constexpr int streams_read = V * static_cast<int>(sizeof(A)) < 32 ? V : 32 / static_cast<int>(sizeof(A));
 template <class A, int V>

@@ -157,7 +157,8 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
   Index steps = 0, behind = 0;
   switch (part.layout) {
     case Layout::images:
-      // Rows computed together share the reading of the weights, but not at their ends. Measured with AVX2.
+      // Rows computed together share the reading of the weights, but not at their ends. Measured with AVX2,
+      // taken over for AVX-512.
       each = static_cast<double>(s.height * s.width * ceil_div(s.channels, part.shape.block) * part.shape.block) *
              step * inside_both;
       each *= part.shape.rows < machine.rows

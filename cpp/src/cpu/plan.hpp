@@ -44,6 +44,9 @@ struct Part {
 
   std::int64_t image_groups() const { return (batch + images - 1) / images; }
   std::int64_t tasks(std::int64_t groups) const { return image_groups() * groups * (shared ? bands : 1); }
+
+  /// Whether tasks wait for each other.
+  bool is_pipeline() const { return shared && layout != Layout::columns; }
 };
 
 struct FilterPlan {
