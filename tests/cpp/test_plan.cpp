@@ -589,6 +589,8 @@ TEST(ChosenPlan, HoldsEachImageOnceAndAsksForNoIdleThreads) {
       Index images = 0, tasks = 0;
       for (const Part& part : plan.parts) {
         ASSERT_EQ(part.first, images);
+        // Pipelines are for threads that would else have no image.
+        ASSERT_TRUE(!part.is_pipeline() || part.batch * sizes.groups < threads);
         ASSERT_GT(part.batch, 0);
         images += part.batch;
         tasks += part.tasks(sizes.groups);

@@ -237,7 +237,10 @@ std::vector<Part> possible_parts(const Machine& machine, Operation operation, co
       }
     }
     for (Index images = 1; images <= std::min<Index>(channel_streams, s.batch); images *= 2) {
-      parts.push_back(channels_part(machine, s, shape, lanes, images, threads));
+      const Part part = channels_part(machine, s, shape, lanes, images, threads);
+      if (!part.shared || s.batch * s.groups < threads) {  // else fewer images at once keep the threads apart
+        parts.push_back(part);
+      }
     }
   }
   return parts;
