@@ -44,6 +44,8 @@ struct Sizes {
   std::int64_t height, width;
   std::int64_t kernel_height, kernel_width;
   std::int64_t weights = 1;  // one for all images, or one for each
+
+  bool operator==(const Sizes&) const = default;
 };
 
 inline bool is_empty(const Sizes& s) { return s.batch == 0 || s.channels == 0 || s.height == 0 || s.width == 0; }

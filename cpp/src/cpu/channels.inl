@@ -12,9 +12,6 @@
 namespace invconv::detail::cpu {
 namespace {
 
-/// Columns after which a band tells the one below how far it is.
-inline constexpr Index hand_over = 4;
-
 /// Vectors of output channels computed together.
 inline constexpr int channel_vectors = INVCONV_CHANNEL_VECTORS;
 
@@ -182,13 +179,15 @@ void solve_channels(const FilterShape& shape, Index images, const Images<const T
     image[q] = q / shape.band;
     row[q] = q % shape.band;
   }
+  const Index chunk = hand_over(width, channels_hand_over);
+  BandAbove<A> band_above(band, width);
   for (Index t = 0; t < width + rows - 1; ++t) {
-    if (t % hand_over == 0) {
-      wait_for(band, t + hand_over, width);
+    if (t % chunk == 0) {
+      band_above.wait_for(t + chunk);
       // What another core has written comes over slowly: ask for all of it at once.
       for (Index r = 1; band.before != nullptr && r < kernel_height; ++r) {
         const A* const above = at(0, first - r);
-        for (Index k = t * pixel; k < (t + hand_over) * pixel && k < width * pixel;
+        for (Index k = t * pixel; k < (t + chunk) * pixel && k < width * pixel;
              k += 64 / static_cast<Index>(sizeof(A))) {
           __builtin_prefetch(above + k, 0, 3);
         }
@@ -211,7 +210,7 @@ void solve_channels(const FilterShape& shape, Index images, const Images<const T
     above = above < kernel_height - 1 ? above : kernel_height - 1;
     left = left < shape.kernel_width - 1 ? left : shape.kernel_width - 1;
     function(shape, above, left, pixel, packed, table, here, live);
-    if ((t + 1) % hand_over == 0 && t < width - 1) {
+    if ((t + 1) % chunk == 0 && t < width - 1) {
       finished(band, t - (rows - 1) + 1, width);
     }
   }

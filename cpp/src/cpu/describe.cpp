@@ -11,6 +11,8 @@ const char* name(Layout layout) {
   switch (layout) {
     case Layout::images:
       return "images";
+    case Layout::mixed:
+      return "mixed";
     case Layout::rows:
       return "rows";
     case Layout::channels:

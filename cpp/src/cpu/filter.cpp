@@ -1,7 +1,11 @@
 // solve and conv: carries out a plan.
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 #include "cpu/plan.hpp"
 #include "cpu/sizes.hpp"
@@ -11,19 +15,31 @@ namespace invconv::detail::cpu {
 
 namespace {
 
+/// What a worker has packed; behind it are the numbers. Each packs for itself: it takes no longer than to get them from
+/// another core.
+struct alignas(64) PackedWeight {
+  Index group;
+};
+
+/// The first part that packs the weight in the same way.
+const Part* same_weight(const FilterPlan& plan, const Part& part) {
+  return &*std::find_if(plan.parts.begin(), plan.parts.end(),
+                        [&](const Part& other) { return other.shape.block == part.shape.block; });
+}
+
 /// Where the pieces of a part lie in the workspace.
 template <class A>
 struct Pieces {
   std::size_t weight, worker, ring, edge, progress;        // bytes of one
   std::size_t weights, workers, rings, edges, progresses;  // how many
 
-  Pieces(const Part& part, const FilterPlan& plan, Index groups)
-      : weight(aligned_bytes<A>(part.weight_elements)),
+  Pieces(const FilterPlan& plan, const Part& part, Index groups)
+      : weight(sizeof(PackedWeight) + aligned_bytes<A>(part.weight_elements)),
         worker(aligned(static_cast<std::size_t>(part.scratch_bytes))),
         ring(aligned_bytes<A>(part.ring_elements)),
         edge(aligned_bytes<A>(part.edge_elements)),
         progress(sizeof(Progress)),
-        weights(static_cast<std::size_t>(groups)),
+        weights(same_weight(plan, part) == &part ? static_cast<std::size_t>(plan.threads) : 0),
         workers(static_cast<std::size_t>(plan.threads)) {
     // Bands in the making are at most as many as the threads, and follow each other; what the one below the last of
     // them reads is one more. A worker that has all the bands to itself needs two.
@@ -44,20 +60,20 @@ class PartRun {
   using A = Arithmetic<T>;
 
  public:
-  PartRun(const Part& part, const FilterPlan& plan, const Filter<T>& problem, std::byte* memory)
+  /// `first` is the one that packs the weight in the same way, or null.
+  PartRun(const FilterPlan& plan, const Part& part, const Filter<T>& problem, const PartRun* first, std::byte* memory)
       : part_(of(part, problem)),
         problem_(problem),
-        pieces_(part, plan, problem.sizes.groups),
+        pieces_(plan, part, problem.sizes.groups),
         groups_(problem.sizes.groups),
         slots_(plan.threads + 1),
-        weights_(memory),
-        workers_(weights_ + pieces_.weight * pieces_.weights),
+        weights_(first != nullptr ? first->weights_ : memory),
+        workers_(memory + pieces_.weight * pieces_.weights),
         rings_(workers_ + pieces_.worker * pieces_.workers),
         edges_(rings_ + pieces_.ring * pieces_.rings),
         progresses_(edges_ + pieces_.edge * pieces_.edges) {
-    for (Index group = 0; group < groups_; ++group) {
-      is_finite_ &= kernels<T>().pack_weight(part_.shape, problem.groups[static_cast<std::size_t>(group)].weight,
-                                             at<A>(weights_, pieces_.weight, group));
+    for (std::size_t i = 0; i < pieces_.weights; ++i) {
+      new (weights_ + i * pieces_.weight) PackedWeight{-1};
     }
     // Beside their columns, and above the first band, edges are zeros.
     std::memset(edges_, 0, pieces_.edge * pieces_.edges);
@@ -70,22 +86,20 @@ class PartRun {
         !part.shape.solve && static_cast<const void*>(group.in.data) == static_cast<const void*>(group.out.data);
   }
 
-  /// Whether no tap that is not finite is multiplied by zeros outside the image.
-  bool is_exact() const { return is_finite_ || (part_.layout == Layout::images && part_.shape.rows == 1); }
-
   std::size_t bytes() const { return pieces_.bytes(); }
 
   void run(Index task, int worker) const {
     const Index bands = part_.shared ? part_.bands : 1;
     const Index chain = task / bands, band = task % bands;
-    const Index first = part_.first + chain / groups_ * part_.images, group = chain % groups_;
+    const Index group = chain / part_.image_groups();
+    const Index first = part_.first + chain % part_.image_groups() * part_.images;
     const Index images = std::min(part_.images, part_.first + part_.batch - first);
     const auto& arrays = problem_.groups[static_cast<std::size_t>(group)];
     Images<const T> in = arrays.in;  // no structured binding: Clang captures those from version 16 on
     Images<T> out = arrays.out;
     in.data += first * in.batch;
     out.data += first * out.batch;
-    const A* const packed = at<A>(weights_, pieces_.weight, group);
+    const A* const packed = packed_weight(group, worker);
     void* const scratch = at<void>(workers_, pieces_.worker, worker);
     const Kernels<T>& table = kernels<T>();
     const FilterShape& shape = part_.shape;
@@ -103,6 +117,11 @@ class PartRun {
         }
         break;
       }
+      case Layout::mixed:
+        for_bands(chain, band, worker, [&](const Band<A>& one) {
+          table.solve_mixed(shape, part_.lanes, images, in, out, packed, one, scratch);
+        });
+        break;
       case Layout::rows:
         for_bands(chain, band, worker,
                   [&](const Band<A>& one) { table.solve_rows(shape, part_.lanes, in, out, packed, one, scratch); });
@@ -129,6 +148,16 @@ class PartRun {
     return reinterpret_cast<P*>(memory + bytes * static_cast<std::size_t>(index));
   }
 
+  const A* packed_weight(Index group, int worker) const {
+    auto* const packed = at<PackedWeight>(weights_, pieces_.weight, worker);
+    A* const numbers = reinterpret_cast<A*>(packed + 1);
+    if (packed->group != group) {
+      kernels<T>().pack_weight(part_.shape, problem_.groups[static_cast<std::size_t>(group)].weight, numbers);
+      packed->group = group;
+    }
+    return numbers;
+  }
+
   /// Calls `each` for one band of a chain, or for all of them one after the other.
   template <class Each>
   void for_bands(Index chain, Index band, int worker, Each&& each) const {
@@ -136,7 +165,7 @@ class PartRun {
     // The edge after all the slots' is never written. What lies left of a row's first column is part of its edge.
     const auto edge = [&](Index index) {
       const Index slot = index < 0 ? static_cast<Index>(pieces_.edges) - 1 : first_slot + index % slots;
-      return at<A>(edges_, pieces_.edge, slot) + part_.shape.kernel_height + part_.shape.kernel_width - 2;
+      return at<A>(edges_, pieces_.edge, slot) + part_.edge_first;
     };
     const auto progress = [&](Index index) {
       return part_.shared && index >= 0 ? at<Progress>(progresses_, pieces_.progress, first_slot + index % slots)
@@ -152,8 +181,22 @@ class PartRun {
   Pieces<A> pieces_;
   Index groups_, slots_;
   std::byte *weights_, *workers_, *rings_, *edges_, *progresses_;
-  bool is_finite_ = true, in_place_;
+  bool in_place_;
 };
+
+/// Whether no tap meets a zero outside the image.
+bool leaves_taps_out(const FilterPlan& plan) {
+  return std::ranges::all_of(plan.parts,
+                             [](const Part& part) { return part.layout == Layout::images && part.shape.rows == 1; });
+}
+
+template <class T>
+bool is_finite(const Filter<T>& problem, const FilterPlan& plan) {
+  FilterShape shape = plan.parts[0].shape;
+  shape.unit_diagonal = problem.unit_diagonal;
+  return std::ranges::all_of(problem.groups,
+                             [&](const auto& group) { return kernels<T>().is_finite(shape, group.weight); });
+}
 
 }  // namespace
 
@@ -172,7 +215,7 @@ std::size_t workspace_size(const FilterPlan& plan, const Sizes& s) {
   const auto size = [&](const FilterPlan& one) {
     std::size_t bytes = 0;
     for (const Part& part : one.parts) {
-      bytes += Pieces<Arithmetic<T>>(part, one, s.groups).bytes();
+      bytes += Pieces<Arithmetic<T>>(one, part, s.groups).bytes();
     }
     return bytes;
   };
@@ -181,25 +224,59 @@ std::size_t workspace_size(const FilterPlan& plan, const Sizes& s) {
 
 template <class T>
 void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace) {
+  if (!leaves_taps_out(plan) && !is_finite(problem, plan)) {
+    return run(problem, careful_plan(this_machine<T>(), clipped(problem.sizes), plan), workspace);
+  }
   auto* memory = static_cast<std::byte*>(workspace);
   std::vector<PartRun<T>> parts;
   parts.reserve(plan.parts.size());
   std::vector<TaskList> tasks;
   for (const Part& part : plan.parts) {
-    parts.emplace_back(part, plan, problem, memory);
+    const std::ptrdiff_t same = same_weight(plan, part) - plan.parts.data();
+    parts.emplace_back(plan, part, problem, same < std::ssize(parts) ? &parts[static_cast<std::size_t>(same)] : nullptr,
+                       memory);
     memory += parts.back().bytes();
     tasks.push_back({part.tasks(problem.sizes.groups), part.is_pipeline() ? Order::given : Order::any});
-    if (!parts.back().is_exact()) {
-      return run(problem, careful_plan(this_machine<T>(), clipped(problem.sizes), plan), workspace);
-    }
   }
   parallel_for(plan.threads, tasks,
                [&](int part, Index task, int worker) { parts[static_cast<std::size_t>(part)].run(task, worker); });
 }
 
+namespace {
+
+/// What a call needs to know beforehand.
+struct Preparation {
+  Operation operation;
+  Sizes sizes;
+  int threads = 0;
+  FilterPlan plan;
+  std::size_t workspace;
+};
+
+/// Kept for the last few kinds of calls of this thread, since a plan takes as long as a small call.
+template <class T>
+const Preparation& prepared(Operation operation, const Sizes& s, const Cpu& execution) {
+  thread_local std::array<Preparation, 8> recent;
+  thread_local std::size_t oldest = 0;
+  const int threads = useful_threads(s, execution);
+  for (const Preparation& one : recent) {
+    if (one.threads == threads && one.operation == operation && one.sizes == s) {
+      return one;
+    }
+  }
+  FilterPlan plan = plan_filter(this_machine<T>(), operation, s, threads);
+  const std::size_t workspace = workspace_size<T>(plan, s);
+  Preparation& one = recent[oldest];
+  oldest = (oldest + 1) % recent.size();
+  one = {operation, s, threads, std::move(plan), workspace};
+  return one;
+}
+
+}  // namespace
+
 template <class T>
 std::size_t filter_workspace(Operation operation, const Sizes& s, const Cpu& execution) {
-  return workspace_size<T>(plan_filter(this_machine<T>(), operation, s, useful_threads(s, execution)), s);
+  return prepared<T>(operation, s, execution).workspace;
 }
 
 template <class T>
@@ -209,7 +286,7 @@ void run(const Filter<T>& problem, void* workspace, const Cpu& execution) {
   }
   const Sizes s = clipped(problem.sizes);
   if (!is_empty(s)) {
-    run(problem, plan_filter(this_machine<T>(), problem.operation, s, useful_threads(s, execution)), workspace);
+    run(problem, prepared<T>(problem.operation, s, execution).plan, workspace);
   }
 }
 

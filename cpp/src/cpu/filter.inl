@@ -10,45 +10,128 @@
 namespace invconv::detail::cpu {
 namespace {
 
+/// What is no number minus itself is no number, and so is then the sum of such differences; else it is 0.
+template <class A, int V>
+struct Differences {
+  Vector<A, V> sum{};
+
+  [[gnu::always_inline]] void add(const Vector<A, V>& value) { sum += value - value; }
+  template <class T>
+  [[gnu::always_inline]] void add_one(T element) {
+    const A value = widen(element);
+    sum[0] += value - value;
+  }
+  bool are_zero() const {
+    for (int lane = 0; lane < V; ++lane) {
+      if (sum[lane] != A(0)) {
+        return false;
+      }
+    }
+    return true;
+  }
+};
+
+/// Whether all taps are finite: those that pack_weight reads.
+template <class T>
+bool is_finite(const FilterShape& shape, const Taps<const T>& weight) {
+  using A = Arithmetic<T>;
+  constexpr int V = INVCONV_VECTOR_BYTES / static_cast<int>(sizeof(A));
+  const Index channels = shape.channels, width = shape.kernel_width, taps = shape.kernel_height * width;
+  const Index out = weight.out < 0 ? -weight.out : weight.out, in = weight.in < 0 ? -weight.in : weight.in;
+  if (weight.row == weight.column * width && (weight.column == 1 || weight.column == -1) &&
+      (in == taps || out == taps)) {
+    // As it lies in memory. The upper triangle, which may be anything, is then read as well.
+    const Index lines = in == taps ? weight.out : weight.in, n = channels * taps;
+    const T* begin = weight.data + (weight.column < 0 ? 1 - taps : 0);
+    begin += (in == taps ? weight.in : weight.out) < 0 ? taps - n : 0;
+    Differences<A, V> differences;
+    for (Index line = 0; line < channels; ++line, begin += lines) {
+      Index k = 0;
+      for (; k + V <= n; k += V) {
+        differences.add(gather<A, V, 1>(begin + k, 1));
+      }
+      for (; k < n; ++k) {
+        differences.add_one(begin[k]);
+      }
+    }
+    if (differences.are_zero()) {
+      return true;
+    }
+  }
+  Differences<A, V> differences;
+  for (Index o = 0; o < channels; ++o) {
+    for (Index c = 0; c < channels; ++c) {
+      const bool reads_anchor = c < o || (c == o && !shape.unit_diagonal);
+      for (Index k = reads_anchor ? 0 : 1; k < taps; ++k) {
+        differences.add_one(
+            weight.data[o * weight.out + c * weight.in + k / width * weight.row + k % width * weight.column]);
+      }
+    }
+  }
+  return differences.are_zero();
+}
+
 /// The packed weight, block after block of output channels, holds the operands in the order in which they are used: for
 /// every row from the oldest, pixel from the oldest and channel, the block's coefficients; in the present pixel the
 /// channels before the block; then a square, its diagonal the anchor's and its rest the coefficients inside the block.
 /// A solve subtracts, so its coefficients are negated. The last block is padded with outputs that nothing reads.
-/// Returns whether all that is read is finite.
 template <class T>
-bool pack_weight(const FilterShape& shape, const Taps<const T>& weight, Arithmetic<T>* packed) {
+void pack_weight(const FilterShape& shape, const Taps<const T>& weight, Arithmetic<T>* packed) {
   using A = Arithmetic<T>;
-  const Index channels = shape.channels, block = shape.block;
+  constexpr int together = 16 / static_cast<int>(sizeof(A));
+  const Index channels = shape.channels, block = shape.block, width = shape.kernel_width;
+  const Index taps = shape.kernel_height * width;
+  const bool joined = weight.row == weight.column * width;
   const A sign = shape.solve ? A(-1) : A(1);
-  bool is_finite = true;
-  const auto at = [&](Index o, Index c, Index i, Index j) {
-    const A tap = widen(weight.data[o * weight.out + c * weight.in + i * weight.row + j * weight.column]);
-    is_finite &= tap - tap == A(0);
-    return tap;
-  };
+  const auto anchor = [&](Index o, Index c) { return A(widen(weight.data[o * weight.out + c * weight.in])); };
   for (Index first = 0; first < channels; first += block) {
     const Index live = first + block <= channels ? block : channels - first;
-    for (Index i = shape.kernel_height - 1; i >= 0; --i) {
-      for (Index j = shape.kernel_width - 1; j >= 0; --j) {
-        const Index inputs = i == 0 && j == 0 ? first : channels;
-        for (Index c = 0; c < inputs; ++c) {
-          for (Index o = 0; o < block; ++o) {
-            *packed++ = o < live ? sign * at(first + o, c, i, j) : A(0);
-          }
-        }
+    const Index inputs = (taps - 1) * channels + first;
+    // `outputs` from o on, of channel c, all taps but the anchor.
+    const auto pack_taps = [&](auto outputs, Index o, Index c) {
+      constexpr int O = decltype(outputs)::value;
+      for (Index begin = 1; begin < taps;) {
+        const Index end = joined ? taps : begin / width * width + width;
+        const T* const from = weight.data + (first + o) * weight.out + c * weight.in + begin / width * weight.row +
+                              begin % width * weight.column;
+        const Run<const T> run{from, weight.out, weight.column, end - begin, -channels * block, end - begin, 0};
+        pack_run<T, A, O>(run, O, packed + ((taps - 1 - begin) * channels + c) * block + o);
+        begin = end;
+      }
+    };
+    for (Index c = 0; c < channels; ++c) {
+      Index o = 0;
+      for (; o + together <= live; o += together) {
+        pack_taps(std::integral_constant<int, together>{}, o, c);
+      }
+      for (; o < live; ++o) {
+        pack_taps(std::integral_constant<int, 1>{}, o, c);
       }
     }
+    for (Index c = 0; c < first; ++c) {
+      for (Index o = 0; o < live; ++o) {
+        packed[((taps - 1) * channels + c) * block + o] = anchor(first + o, c);
+      }
+    }
+    for (Index k = 0; k < inputs * block; ++k) {
+      packed[k] *= sign;
+    }
+    for (Index k = 0; live < block && k < inputs; ++k) {
+      for (Index o = live; o < block; ++o) {
+        packed[k * block + o] = A(0);
+      }
+    }
+    packed += inputs * block;
     for (Index c = 0; c < block; ++c) {
       for (Index o = 0; o < block; ++o) {
         if (o == c) {
-          *packed++ = o < live && !shape.unit_diagonal ? at(first + o, first + o, 0, 0) : A(1);
+          *packed++ = o < live && !shape.unit_diagonal ? anchor(first + o, first + o) : A(1);
         } else {
-          *packed++ = o < live && c < o ? sign * at(first + o, first + c, 0, 0) : A(0);
+          *packed++ = o < live && c < o ? sign * anchor(first + o, first + c) : A(0);
         }
       }
     }
   }
-  return is_finite;
 }
 
 /// P rows of pixels, each [channel][lane], that are computed together.
@@ -108,11 +191,15 @@ template <class A, int V, int OB, bool Solve, int P, class Own>
 }
 
 /// Pixel s of the upper row and those that come with it: the rows below are behind by `lag` each. Of taps outside the
-/// image those are left out that lie outside for all the rows; the others meet zeros.
-template <class A, int V, int OB, bool Solve, int P, class After>
-[[gnu::always_inline]] inline void filter_pixels(const FilterRows<A, P>& row, Index s, After&& after) {
+/// image those are left out that lie outside for all the rows; the others meet zeros. From a channel to the next one
+/// are V elements; or, where operands may begin at any lane, `cell` of them, and from a pixel to the next one `pitch`.
+template <class A, int V, int OB, bool Solve, int P, bool AnyLane = false, class After>
+[[gnu::always_inline]] inline void filter_pixels(const FilterRows<A, P>& row, Index s, After&& after,
+                                                 [[maybe_unused]] Index cell_elements = V,
+                                                 [[maybe_unused]] Index pitch = 0) {
   using Vec = Vector<A, V>;
-  const Index channels = row.channels, pixel = channels * V, inputs = row.kernel_width * channels;
+  const Index cell = AnyLane ? cell_elements : V;
+  const Index channels = row.channels, pixel = AnyLane ? pitch : channels * V, inputs = row.kernel_width * channels;
   const Index above = row.above + P - 1 < row.kernel_height - 1 ? row.above + P - 1 : row.kernel_height - 1;
   const Index left = row.left + s < row.kernel_width - 1 ? row.left + s : row.kernel_width - 1;
   const Index outside = (row.kernel_width - 1 - left) * channels;
@@ -123,7 +210,7 @@ template <class A, int V, int OB, bool Solve, int P, class After>
     // A conv may read whatever lies behind the last channel, which only outputs that nobody reads are made of: of the
     // last pixel, too, what it has filtered comes next.
     const auto own = [&](int o, int p) {
-      return !Solve || o < live ? load<A, V>(row.here[p] + at(p) + (first + o) * V) : Vec{};
+      return !Solve || o < live ? load<A, V>(row.here[p] + at(p) + (first + o) * cell) : Vec{};
     };
     Vec sum[OB][P];
     INVCONV_UNROLL
@@ -133,28 +220,41 @@ template <class A, int V, int OB, bool Solve, int P, class After>
         sum[o][p] = Solve ? own(o, p) : Vec{};
       }
     }
+    const auto add = [&](const A* const(&x)[P], Index k) __attribute__((always_inline)) {
+      Vec value[P];
+      INVCONV_UNROLL
+      for (int p = 0; p < P; ++p) {
+        value[p] = AnyLane ? load_unaligned<A, V>(x[p] + k) : load<A, V>(x[p] + k);
+      }
+      INVCONV_UNROLL
+      for (int o = 0; o < OB; ++o) {
+        const Vec tap = splat<A, V>(w[o]);
+        INVCONV_UNROLL
+        for (int p = 0; p < P; ++p) {
+          sum[o][p] = multiply_add<A, V>(value[p], tap, sum[o][p]);
+        }
+      }
+      w += OB;
+    };
     w += (row.kernel_height - 1 - above) * inputs * OB;
     for (Index i = above; i >= 0; --i) {
-      const Index end = i > 0 ? inputs : inputs - channels + first;
       const A* x[P];
       INVCONV_UNROLL
       for (int p = 0; p < P; ++p) {
         x[p] = row.rows[i + P - 1 - p] + at(p);
       }
       w += outside * OB;
-      for (Index k = outside * V; k < end * V; k += V, w += OB) {
-        Vec value[P];
-        INVCONV_UNROLL
-        for (int p = 0; p < P; ++p) {
-          value[p] = load<A, V>(x[p] + k);
-        }
-        INVCONV_UNROLL
-        for (int o = 0; o < OB; ++o) {
-          const Vec tap = splat<A, V>(w[o]);
-          INVCONV_UNROLL
-          for (int p = 0; p < P; ++p) {
-            sum[o][p] = multiply_add<A, V>(value[p], tap, sum[o][p]);
+      if constexpr (AnyLane) {
+        for (Index j = left; j >= 0; --j) {
+          const Index end = i > 0 || j > 0 ? channels : first;
+          for (Index k = (left - j) * pixel; k < (left - j) * pixel + end * cell; k += cell) {
+            add(x, k);
           }
+        }
+      } else {
+        const Index end = i > 0 ? inputs : inputs - channels + first;
+        for (Index k = outside * V; k < end * V; k += V) {
+          add(x, k);
         }
       }
     }
@@ -162,13 +262,13 @@ template <class A, int V, int OB, bool Solve, int P, class After>
     w += OB * OB;
     INVCONV_UNROLL
     for (int p = 0; p < P; ++p) {
-      A* const out = (Solve ? row.here[p] : row.out[p]) + at(p) + first * V;
+      A* const out = (Solve ? row.here[p] : row.out[p]) + at(p) + first * cell;
       INVCONV_UNROLL
       for (int o = 0; o < OB; ++o) {
         if (o < live) {
           Vec result = settled(sum[o][p]);
           after(s, first + o, result);
-          store<A, V>(out + o * V, result);
+          store<A, V>(out + o * cell, result);
         }
       }
     }
@@ -341,7 +441,7 @@ void filter_images(const FilterShape& shape, Index images, const Images<const T>
   for (Index first = 0; first < shape.height; first += shape.band) {
     const Index band = first + shape.band <= shape.height ? shape.band : shape.height - first;
     A* const here = at(first) + margin;  // the ring is a whole number of bands, so a band is never broken
-    pack_rows<T, A, V>(in, images, first, band, channels, width, here, pitch);
+    pack_rows<T, A, V>(in, images, first, band, channels, width, here, {pitch, channels * V, V});
     for (Index r = 0; r < band;) {
       row.above = first + r;
       for (Index i = 0; i < kernel_height + P - 1; ++i) {
@@ -360,7 +460,7 @@ void filter_images(const FilterShape& shape, Index images, const Images<const T>
       }
     }
     unpack_rows<T, A, V>(out, images, first, band, channels, width, Solve ? here : filtered,
-                         Solve ? pitch : pitch - margin);
+                         {Solve ? pitch : pitch - margin, channels * V, V});
   }
 }
 

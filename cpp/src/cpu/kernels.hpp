@@ -24,7 +24,8 @@ struct FilterShape {
   std::int64_t band;   // rows handled together
   std::int64_t rows;   // images: computed together, or fewer where these are left
   std::int64_t ring;   // images, channels: rows kept, a multiple of band or at least all rows and the zeros above them
-  std::int64_t pitch;  // columns: elements from one channel's line to the next one's; rows: steps of a window
+  std::int64_t pitch;  // columns: elements from one channel's line to the next one's; rows: steps of a
+                       // window; mixed: elements from one step to the next one
   bool streamed;       // rows, columns: whether the output is too large for the caches
 };
 
@@ -58,6 +59,17 @@ inline constexpr int rows_block = 12;
 /// multiplication.
 inline constexpr int channel_streams = 4;
 
+/// Columns after which a band tells the one below, on another core perhaps, how far it is: a multiple of `least`. In a
+/// long row that it does so seldom costs little; each time, the other core waits for what was written.
+[[gnu::always_inline]] inline constexpr std::int64_t hand_over(std::int64_t width, std::int64_t least) {
+  const std::int64_t many = width / (8 * least);
+  return (many < 1 ? 1 : many < 16 ? many : 16) * least;
+}
+
+/// The least number of columns, with channels in the lanes and with several rows of several images; for rows in the
+/// lanes it is the number of lanes.
+inline constexpr std::int64_t channels_hand_over = 4, mixed_hand_over = 8;
+
 /// How far a band is, on a cache line of its own.
 struct alignas(64) Progress {
   std::int64_t columns;
@@ -67,7 +79,7 @@ struct alignas(64) Progress {
 template <class A>
 struct Band {
   std::int64_t index;
-  const A* above;  // the last kernel_height - 1 rows of the band above: [the nearest first][channel][column]
+  const A* above;  // the last kernel_height - 1 rows of the band above; rows: [the nearest first][channel][column]
   A* below;        // the same of this one
   std::int64_t pitch;
   const Progress* before;  // of the band above; null where it is finished
@@ -108,13 +120,17 @@ struct Kernels {
   /// So many rows, 1 or most_rows, share the reading of the weights, with several images in the lanes.
   std::int64_t rows;
 
-  /// For each layout of plan.hpp; `scratch` is aligned to 64 bytes and as large as the plan says. pack_weight returns
-  /// whether all that it read is finite.
-  bool (*pack_weight)(const FilterShape& shape, const Taps<const T>& weight, A* packed);
+  /// Whether all taps that a filter reads are finite.
+  bool (*is_finite)(const FilterShape& shape, const Taps<const T>& weight);
+
+  /// For each layout of plan.hpp; `scratch` is aligned to 64 bytes and as large as the plan says.
+  void (*pack_weight)(const FilterShape& shape, const Taps<const T>& weight, A* packed);
   void (*filter_images)(const FilterShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& in,
                         const Images<T>& out, const A* packed, void* scratch);
   void (*solve_rows)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,
                      const A* packed, const Band<A>& band, void* scratch);
+  void (*solve_mixed)(const FilterShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& in,
+                      const Images<T>& out, const A* packed, const Band<A>& band, void* scratch);
   void (*solve_channels)(const FilterShape& shape, std::int64_t lanes, std::int64_t images, const Images<const T>& in,
                          const Images<T>& out, const A* packed, const Band<A>& band, A* ring, void* scratch);
   void (*conv_columns)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,

@@ -11,6 +11,7 @@
 #include "cpu/columns.inl"
 #include "cpu/correlate.inl"
 #include "cpu/filter.inl"
+#include "cpu/mixed.inl"
 #include "cpu/rows.inl"
 
 namespace invconv::detail::cpu {
@@ -55,6 +56,7 @@ Kernels<T> INVCONV_KERNELS() {
   table.channel_vectors = channel_vectors;
   static_assert(INVCONV_ROWS <= most_rows);
   table.rows = INVCONV_ROWS;
+  table.is_finite = is_finite<T>;
   table.pack_weight = pack_weight<T>;
   table.filter_images = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
                            const Images<T>& out, const A* packed, void* scratch) {
@@ -79,6 +81,11 @@ Kernels<T> INVCONV_KERNELS() {
   table.solve_rows = [](const FilterShape& shape, Index lanes, const Images<const T>& in, const Images<T>& out,
                         const A* packed, const Band<A>& band, void* scratch) {
     with_vectors<A>(lanes, [&](auto v) { solve_rows<T, decltype(v)::value>(shape, in, out, packed, band, scratch); });
+  };
+  table.solve_mixed = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
+                         const Images<T>& out, const A* packed, const Band<A>& band, void* scratch) {
+    with_vectors<A>(lanes,
+                    [&](auto v) { solve_mixed<T, decltype(v)::value>(shape, images, in, out, packed, band, scratch); });
   };
   table.solve_channels = [](const FilterShape& shape, Index lanes, Index images, const Images<const T>& in,
                             const Images<T>& out, const A* packed, const Band<A>& band, A* ring, void* scratch) {

@@ -212,7 +212,7 @@ inline constexpr int streams_read = V * static_cast<int>(sizeof(A)) < 32 ? V : 3
 template <class A, int V>
 inline constexpr int streams_written = V <= 4 ? V : V / 2;
 
-/// R transpositions of Q streams.
+/// R transpositions of Q streams. A block of the packed weight, unlike vectors of lanes, begins anywhere.
 template <class T, class A, int Q, int R, int Step>
 [[gnu::always_inline]] inline void pack_tiles(const T* const (&from)[Q], Index step, Places<A>& to) {
   Vector<A, Q> tile[R][Q];
@@ -228,7 +228,7 @@ template <class T, class A, int Q, int R, int Step>
     transpose<A, Q>(tile[r]);
     INVCONV_UNROLL
     for (int q = 0; q < Q; ++q) {
-      store<A, Q>(to.next(), tile[r][q]);
+      store_unaligned<A, Q>(to.next(), tile[r][q]);
     }
   }
 }
@@ -255,81 +255,95 @@ template <class T, class A, int Q, int R, int Step>
   }
 }
 
-/// Lanes without a stream take the last one's values.
-template <class T, class A, int V, int Step>
-void pack_streams(const Run<const T>& run, Index streams, A* packed) {
-  constexpr int Q = streams_read<A, V>, R = 64 / static_cast<int>(sizeof(A)) / Q;
-  for (Index lane = 0; lane < V; lane += Q, packed += Q) {
-    const T* from[Q];
+/// The elements of a run that begin at from[q], one for each of Q lanes, which move on.
+template <class T, class A, int Q, int Step>
+[[gnu::always_inline]] inline void pack_lanes(const Run<const T>& run, const T* (&from)[Q], A* packed) {
+  constexpr int R = 64 / static_cast<int>(sizeof(A)) / Q;
+  const auto go = [&](Index k) {
     for (Index q = 0; q < Q; ++q) {
-      from[q] = run.data + (lane + q < streams ? lane + q : streams - 1) * run.stream;
+      from[q] += k * run.step;
     }
-    const auto go = [&](Index k) {
+  };
+  Places<A> to(run, packed, 0);
+  Index k = 0;
+  for (; k + Q * R <= run.n; k += Q * R) {
+    pack_tiles<T, A, Q, R, Step>(from, run.step, to);
+    go(Q * R);
+  }
+  for (; k + Q <= run.n; k += Q) {
+    pack_tiles<T, A, Q, 1, Step>(from, run.step, to);
+    go(Q);
+  }
+  if (k < run.n && run.n >= Q) {
+    go(run.n - Q - k);  // overlaps the one before it
+    to = Places<A>(run, packed, run.n - Q);
+    pack_tiles<T, A, Q, 1, Step>(from, run.step, to);
+  } else {
+    for (; k < run.n; ++k, go(1)) {
+      A* const place = to.next();
       for (Index q = 0; q < Q; ++q) {
-        from[q] += k * run.step;
-      }
-    };
-    Places<A> to(run, packed, 0);
-    Index k = 0;
-    for (; k + Q * R <= run.n; k += Q * R) {
-      pack_tiles<T, A, Q, R, Step>(from, run.step, to);
-      go(Q * R);
-    }
-    for (; k + Q <= run.n; k += Q) {
-      pack_tiles<T, A, Q, 1, Step>(from, run.step, to);
-      go(Q);
-    }
-    if (k < run.n && run.n >= Q) {
-      go(run.n - Q - k);  // overlaps the one before it
-      to = Places<A>(run, packed, run.n - Q);
-      pack_tiles<T, A, Q, 1, Step>(from, run.step, to);
-    } else {
-      for (; k < run.n; ++k, go(1)) {
-        A* const place = to.next();
-        for (Index q = 0; q < Q; ++q) {
-          place[q] = widen(*from[q]);
-        }
+        place[q] = widen(*from[q]);
       }
     }
   }
 }
 
+/// The same back, of the first `live` lanes.
+template <class T, class A, int Q, int Step>
+[[gnu::always_inline]] inline void unpack_lanes(const Run<T>& run, T* (&to)[Q], Index live, const A* packed) {
+  constexpr int R = 64 / static_cast<int>(sizeof(A)) / Q;
+  const auto go = [&](Index k) {
+    for (Index q = 0; q < Q; ++q) {
+      to[q] += k * run.step;
+    }
+  };
+  Places<const A> from(run, packed, 0);
+  Index k = 0;
+  for (; k + Q * R <= run.n; k += Q * R) {
+    unpack_tiles<T, A, Q, R, Step>(from, run.step, to, live);
+    go(Q * R);
+  }
+  for (; k + Q <= run.n; k += Q) {
+    unpack_tiles<T, A, Q, 1, Step>(from, run.step, to, live);
+    go(Q);
+  }
+  if (k < run.n && run.n >= Q) {
+    go(run.n - Q - k);
+    from = Places<const A>(run, packed, run.n - Q);
+    unpack_tiles<T, A, Q, 1, Step>(from, run.step, to, live);
+  } else {
+    for (; k < run.n; ++k, go(1)) {
+      const A* const place = from.next();
+      for (Index q = 0; q < Q && q < live; ++q) {
+        narrow(place[q], *to[q]);
+      }
+    }
+  }
+}
+
+/// Lanes without a stream take the last one's values.
+template <class T, class A, int V, int Step>
+void pack_streams(const Run<const T>& run, Index streams, A* packed) {
+  constexpr int Q = streams_read<A, V>;
+  for (Index lane = 0; lane < V; lane += Q, packed += Q) {
+    const T* from[Q];
+    for (Index q = 0; q < Q; ++q) {
+      from[q] = run.data + (lane + q < streams ? lane + q : streams - 1) * run.stream;
+    }
+    pack_lanes<T, A, Q, Step>(run, from, packed);
+  }
+}
+
 template <class T, class A, int V, int Step>
 void unpack_streams(const Run<T>& run, Index streams, const A* packed) {
-  constexpr int Q = streams_written<A, V>, R = 64 / static_cast<int>(sizeof(A)) / Q;
+  constexpr int Q = streams_written<A, V>;
   for (Index lane = 0; lane < streams; lane += Q, packed += Q) {
     const Index live = streams - lane;
     T* to[Q];
     for (Index q = 0; q < Q; ++q) {
       to[q] = run.data + (q < live ? lane + q : lane) * run.stream;
     }
-    const auto go = [&](Index k) {
-      for (Index q = 0; q < Q; ++q) {
-        to[q] += k * run.step;
-      }
-    };
-    Places<const A> from(run, packed, 0);
-    Index k = 0;
-    for (; k + Q * R <= run.n; k += Q * R) {
-      unpack_tiles<T, A, Q, R, Step>(from, run.step, to, live);
-      go(Q * R);
-    }
-    for (; k + Q <= run.n; k += Q) {
-      unpack_tiles<T, A, Q, 1, Step>(from, run.step, to, live);
-      go(Q);
-    }
-    if (k < run.n && run.n >= Q) {
-      go(run.n - Q - k);
-      from = Places<const A>(run, packed, run.n - Q);
-      unpack_tiles<T, A, Q, 1, Step>(from, run.step, to, live);
-    } else {
-      for (; k < run.n; ++k, go(1)) {
-        const A* const place = from.next();
-        for (Index q = 0; q < Q && q < live; ++q) {
-          narrow(place[q], *to[q]);
-        }
-      }
-    }
+    unpack_lanes<T, A, Q, Step>(run, to, live, packed);
   }
 }
 
@@ -343,42 +357,50 @@ void unpack_run(const Run<T>& run, Index streams, const A* packed) {
   with_step<T, A>(run.step, [&](auto step) { unpack_streams<T, A, V, decltype(step)::value>(run, streams, packed); });
 }
 
-/// Calls `each(run, offset)` for the runs that make up `rows` rows of images, packed as [row][pixel][channel][lane]
-/// with `pitch` elements to a row: along the axis that is contiguous, if one is, and over the rows' ends where they
-/// touch.
-template <int V, class T, class Each>
+/// How rows of images are packed, [row][pixel][channel][lane]: elements from one to the next one.
+struct Packed {
+  Index row, pixel, channel;
+};
+
+/// Calls `each(run, offset)` for the runs that make up `rows` rows of images: along the axis that is contiguous, if one
+/// is, and over the rows' ends where they touch.
+template <class T, class Each>
 [[gnu::always_inline]] inline void for_runs(const Images<T>& images, Index row, Index rows, Index channels, Index width,
-                                            Index pitch, Each&& each) {
+                                            const Packed& packed, Each&& each) {
   T* data = images.data + row * images.row;
   const Index step = images.channel;
-  const bool along_channels = step == 1 || step == -1;
+  const bool along_channels = step == 1 || step == -1, touching = packed.pixel == channels * packed.channel;
   if (along_channels && images.column == step * channels) {
     const Index line = channels * width;
-    if (images.row == step * line) {
-      each(Run<T>{data, images.batch, step, rows * line, V, line, pitch - line * V}, Index{0});
+    if (images.row == step * line && touching) {
+      each(Run<T>{data, images.batch, step, rows * line, packed.channel, line, packed.row - width * packed.pixel},
+           Index{0});
     } else {
       for (Index r = 0; r < rows; ++r) {
-        each(Run<T>{data + r * images.row, images.batch, step, line, V, line, 0}, r * pitch);
+        each(Run<T>{data + r * images.row, images.batch, step, line, packed.channel, touching ? line : channels,
+                    packed.pixel - channels * packed.channel},
+             r * packed.row);
       }
     }
   } else if (along_channels && images.column != 1 && images.column != -1) {
     for (Index r = 0; r < rows; ++r) {
       for (Index s = 0; s < width; ++s) {
-        each(Run<T>{data + r * images.row + s * images.column, images.batch, step, channels, V, channels, 0},
-             r * pitch + s * channels * V);
+        each(Run<T>{data + r * images.row + s * images.column, images.batch, step, channels, packed.channel, channels,
+                    0},
+             r * packed.row + s * packed.pixel);
       }
     }
   } else {
     const bool joined = images.row == images.column * width;
     for (Index c = 0; c < channels; ++c) {
       if (joined) {
-        each(Run<T>{data + c * step, images.batch, images.column, rows * width, channels * V, width,
-                    pitch - width * channels * V},
-             c * V);
+        each(Run<T>{data + c * step, images.batch, images.column, rows * width, packed.pixel, width,
+                    packed.row - width * packed.pixel},
+             c * packed.channel);
       } else {
         for (Index r = 0; r < rows; ++r) {
-          each(Run<T>{data + c * step + r * images.row, images.batch, images.column, width, channels * V, width, 0},
-               r * pitch + c * V);
+          each(Run<T>{data + c * step + r * images.row, images.batch, images.column, width, packed.pixel, width, 0},
+               r * packed.row + c * packed.channel);
         }
       }
     }
@@ -400,12 +422,12 @@ void prefetch_run(const Run<T>& run, Index streams) {
 }
 
 /// Calls `each` as for_runs does, when the memory of the run after it has been asked for.
-template <int V, bool Write, class T, class Each>
+template <bool Write, class T, class Each>
 [[gnu::always_inline]] inline void for_runs_ahead(const Images<T>& images, Index count, Index row, Index rows,
-                                                  Index channels, Index width, Index pitch, Each&& each) {
+                                                  Index channels, Index width, const Packed& packed, Each&& each) {
   Run<T> waiting{};
   Index waiting_offset = 0;
-  for_runs<V>(images, row, rows, channels, width, pitch, [&](const Run<T>& run, Index offset) {
+  for_runs(images, row, rows, channels, width, packed, [&](const Run<T>& run, Index offset) {
     prefetch_run<Write>(run, count);
     if (waiting.data != nullptr) {
       each(waiting, waiting_offset);
@@ -417,18 +439,17 @@ template <int V, bool Write, class T, class Each>
 }
 
 template <class T, class A, int V>
-void pack_rows(const Images<const T>& from, Index images, Index row, Index rows, Index channels, Index width, A* packed,
-               Index pitch) {
-  for_runs_ahead<V, false>(from, images, row, rows, channels, width, pitch, [&](const Run<const T>& run, Index offset) {
-    pack_run<T, A, V>(run, images, packed + offset);
-  });
+void pack_rows(const Images<const T>& from, Index images, Index row, Index rows, Index channels, Index width, A* to,
+               const Packed& packed) {
+  for_runs_ahead<false>(from, images, row, rows, channels, width, packed,
+                        [&](const Run<const T>& run, Index offset) { pack_run<T, A, V>(run, images, to + offset); });
 }
 
 template <class T, class A, int V>
-void unpack_rows(const Images<T>& to, Index images, Index row, Index rows, Index channels, Index width, const A* packed,
-                 Index pitch) {
-  for_runs_ahead<V, true>(to, images, row, rows, channels, width, pitch,
-                          [&](const Run<T>& run, Index offset) { unpack_run<T, A, V>(run, images, packed + offset); });
+void unpack_rows(const Images<T>& to, Index images, Index row, Index rows, Index channels, Index width, const A* from,
+                 const Packed& packed) {
+  for_runs_ahead<true>(to, images, row, rows, channels, width, packed,
+                       [&](const Run<T>& run, Index offset) { unpack_run<T, A, V>(run, images, from + offset); });
 }
 
 }  // namespace

@@ -55,11 +55,14 @@ Index ring_rows(Index height, Index band, Index bands, Index older) {
   return band == height ? height + older : ceil_div(bands * band + older, band) * band;
 }
 
+/// What stays in the second level of cache.
+constexpr Index most_cached = 448 * 1024;
+
 /// Rows packed together: long pieces of memory are read several times faster than short ones, as long as the rows kept
-/// stay in the second level of cache. An even number, since two rows may be computed together.
+/// stay in a cache. An even number, since two rows may be computed together.
 Index images_band(const Sizes& s, Index row_bytes) {
   Index band = ceil_div(256, most_rows * s.width) * most_rows;
-  while (band > 1 && ring_rows(s.height, band, 1, s.kernel_height - 1) * row_bytes > 448 * 1024) {
+  while (band > 1 && ring_rows(s.height, band, 1, s.kernel_height - 1) * row_bytes > most_cached) {
     band -= band > most_rows ? most_rows : 1;
   }
   return std::min(band, s.height);
@@ -78,6 +81,37 @@ Part images_part(const Machine& machine, const Sizes& s, FilterShape shape, Inde
   return part;
 }
 
+/// As many rows of each as fill the lanes.
+Part mixed_part(const Machine& machine, const Sizes& s, FilterShape shape, Index lanes, Index images, int threads) {
+  Part part{.layout = Layout::mixed, .lanes = lanes, .batch = s.batch, .images = images, .shape = shape};
+  FilterShape& f = part.shape;
+  f.block = fair_share(s.channels, rows_block);
+  f.band = lanes / images;
+  part.bands = ceil_div(s.height, f.band);
+  const Index older = s.kernel_height - 1, steps = s.width + f.band - 1;
+  // With older rows than those of the band above it, a band would need those of the last but one.
+  part.shared = ceil_div(s.batch, images) * s.groups < threads && part.bands > 1 && older <= f.band;
+  part.edge_elements = part.shared ? steps * s.channels * older * images : 0;
+  const Index cell = ceil_div(older * images, lanes) * lanes + lanes;
+  const Index lead = older + s.kernel_width - 1;
+  // A step reads `lead` older ones, which must not share their places in the cache with what it writes.
+  f.pitch = s.channels * cell;
+  const auto shares_places = [&] {
+    for (Index k = 1; k <= lead; ++k) {
+      if (k * f.pitch * machine.element % 4096 == 0) {
+        return true;
+      }
+    }
+    return false;
+  };
+  while (shares_places()) {
+    f.pitch += lanes;
+  }
+  part.weight_elements = packed_weight_elements(f);
+  part.scratch_bytes = pointer_bytes(s.kernel_height) + (lead + steps) * f.pitch * machine.element;
+  return part;
+}
+
 /// Bands of one or two vectors of rows.
 Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index lanes, Index vectors, int threads) {
   const Index rows = vectors * lanes;
@@ -93,6 +127,7 @@ Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index 
   const Index lead = s.kernel_height + s.kernel_width - 2;
   part.shared = s.batch * s.groups < threads && part.bands > 1;
   part.edge_pitch = lead + s.width + 2 * rows + s.kernel_height;
+  part.edge_first = lead;
   part.edge_elements = (s.kernel_height - 1) * s.channels * part.edge_pitch;
   part.weight_elements = packed_weight_elements(f);
   // A short row at once; else windows that for one channel stay in the first level of cache.
@@ -152,6 +187,8 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
   const double inside_rows = inside(s.height, s.kernel_height) / static_cast<double>(s.kernel_height);
   const double inside_both = inside_rows * inside(s.width, s.kernel_width) / static_cast<double>(s.kernel_width);
   const double channels = static_cast<double>(s.channels), step = step_cost(machine, part.lanes, part.shape.solve);
+  // A band tells the one below on another core how far it is, and so much could be done meanwhile.
+  const double told = 1000 / (channels * taps);
   double each = 0;
   // Of bands that follow each other: the steps of one, and those by which it is behind the one above it.
   Index steps = 0, behind = 0;
@@ -165,21 +202,30 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
                   ? 1.1
                   : 1 + 0.8 * static_cast<double>(machine.rows - 1) / static_cast<double>(s.width);
       break;
+    case Layout::mixed:
+      // Measured with AVX-512. Nothing is left out, and a step has something to do beside its arithmetic.
+      steps = s.width + part.shape.band - 1;
+      behind = part.shape.band + hand_over(s.width, mixed_hand_over);
+      each = static_cast<double>(part.bands * steps) *
+             (static_cast<double>(ceil_div(s.channels, part.shape.block) * part.shape.block) * std::max(step, 0.85) +
+              1.2 + (part.shared ? told / static_cast<double>(hand_over(s.width, mixed_hand_over)) : 0));
+      break;
     case Layout::rows:
       // Beside the arithmetic, what is moved from lane to lane, and the waiting for the last pixel, during which a
       // second vector can be worked on.
       steps = s.width + part.shape.band - 1;
-      behind = part.shape.band + part.lanes + s.kernel_height;
+      behind = part.shape.band + 2 * hand_over(s.width, part.lanes) + s.kernel_height;
       each = static_cast<double>(part.bands * steps * (part.shape.band / part.lanes)) *
-             (channels * step + (part.shape.band > part.lanes ? 2 : 3) * channels / taps);
+             (1.05 * channels * step + (part.shape.band > part.lanes ? 2 : 3) * channels / taps);
       break;
     case Layout::channels:
       // A multiplication in four pixels needs a broadcast of each; inside the pixel the channels wait for each other.
       steps = s.width + part.shape.band - 1;
-      behind = 12;  // twice the columns after which a band reports, and the skew of its rows
+      behind = 2 * hand_over(s.width, channels_hand_over) + part.shape.band;
       each = static_cast<double>(part.bands * steps) *
-             (1.15 * static_cast<double>(channel_streams * ceil_div(s.channels, part.lanes)) * step * inside_both +
-              12 / taps);
+             (1.15 * static_cast<double>(channel_streams * ceil_div(s.channels, part.lanes)) * step *
+                  (1 + inside_both) / 2 +
+              12 / taps + (part.shared ? told / static_cast<double>(hand_over(s.width, channels_hand_over)) : 0));
       break;
     case Layout::columns:
       each = static_cast<double>(s.height *
@@ -187,10 +233,15 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
              static_cast<double>(part.lanes) * channels * step * inside_rows;
       break;
   }
+  if (part.shared && steps > 0) {
+    // A band begins when its thread has done with an earlier one, and the band above is far enough.
+    const Index workers = std::min<Index>(threads, part.bands), last = part.bands - 1;
+    const Index begin = last / workers * std::max(steps, workers * behind) + last % workers * behind;
+    const double all = each * static_cast<double>(tasks) / static_cast<double>(workers);
+    return std::max(all, each * static_cast<double>(begin + steps) / static_cast<double>(part.bands * steps));
+  }
   if (part.shared) {
-    const double all = each * static_cast<double>(tasks) / static_cast<double>(std::min<Index>(threads, part.bands));
-    const double bands = static_cast<double>(part.bands), lag = static_cast<double>((part.bands - 1) * behind);
-    return steps > 0 ? std::max(all, each / bands * (1 + lag / static_cast<double>(steps))) : all;
+    return each * static_cast<double>(tasks) / static_cast<double>(std::min<Index>(threads, part.bands));
   }
   return each * static_cast<double>(ceil_div(tasks, threads));
 }
@@ -228,6 +279,12 @@ std::vector<Part> possible_parts(const Machine& machine, Operation operation, co
     if (!shape.solve) {
       parts.push_back(columns_part(machine, s, shape, lanes, threads));
       continue;
+    }
+    for (Index images = 1; images < lanes && images < 2 * s.batch; images *= 2) {
+      const Part part = mixed_part(machine, s, shape, lanes, images, threads);
+      if (part.scratch_bytes <= most_cached && (!part.shared || s.batch * s.groups < threads)) {
+        parts.push_back(part);
+      }
     }
     if (s.kernel_height - 1 <= lanes) {  // else a band would need rows of the last but one
       parts.push_back(rows_part(machine, s, shape, lanes, 1, threads));

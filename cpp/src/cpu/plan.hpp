@@ -15,6 +15,7 @@ namespace invconv::detail::cpu {
 /// What lies in the lanes of a vector.
 enum class Layout {
   images,    // many images: pixel after pixel, nothing but the packing costs more than the arithmetic
+  mixed,     // solve, a few images: a few rows of each, each one column behind the one above it
   rows,      // solve, few images of few channels: a band of rows, each one column behind the one above it
   channels,  // solve, few images of many channels: the output channels of a pixel
   columns,   // conv: the columns of a row, without packing
@@ -39,7 +40,8 @@ struct Part {
   bool shared = false;     // whether bands are tasks
   FilterShape shape;
   std::int64_t weight_elements = 0, scratch_bytes = 0;
-  std::int64_t edge_pitch = 0;  // layout rows: columns of what a band leaves to the next one
+  // Of what a band leaves to the next one. Layout rows: columns, and those before the first one.
+  std::int64_t edge_pitch = 0, edge_first = 0;
   std::int64_t edge_elements = 0, ring_elements = 0;
 
   std::int64_t image_groups() const { return (batch + images - 1) / images; }

@@ -567,6 +567,17 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
       std::memset(line(c, row), 0, sizeof(A) * static_cast<std::size_t>(shape.pitch));
     }
   }
+  // What another core has written comes over slowly: it is asked for a chunk ahead. And what it has read is asked for
+  // before it is written.
+  const auto prefetch_edge = [&](const A* edge, Index begin, Index end, auto write) {
+    for (Index k = 0; k < (kernel_height - 1) * channels; ++k) {
+      for (Index t = begin < 0 ? 0 : begin; t < end && t < width; t += 64 / static_cast<Index>(sizeof(A))) {
+        __builtin_prefetch(edge + k * band.pitch + t, decltype(write)::value, 3);
+      }
+    }
+  };
+  const Index chunk = hand_over(width, V);
+  BandAbove<A> band_above(band, width);
   for (Index start = 0; start < total; start += shape.pitch) {
     const Index n = total - start < shape.pitch ? total - start : shape.pitch;
     // Whole pieces of the rows are read from where they are.
@@ -596,10 +607,23 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
           prefetch_columns(from(c, row), in.column, t + columns_ahead - row, ahead, width);
         });
       }
-      wait_for(band, t + V - 1 + kernel_height, width);
+      if ((t - start) % chunk == 0) {
+        band_above.wait_for(t + 2 * chunk + kernel_height);
+        if (band.before != nullptr) {
+          prefetch_edge(band.above, t == 0 ? 0 : t + chunk, t + 2 * chunk + kernel_height, std::false_type{});
+        }
+        if (band.done != nullptr) {
+          prefetch_edge(band.below, t - rows, t - rows + chunk, std::true_type{});
+        }
+      }
+      if ((t - start) % chunk == chunk / 2 / V * V) {
+        band_above.prefetch();
+      }
       function(tiles, skewed, window + t - start, t);
-      if (band.done != nullptr) {
-        leave(t, V);
+      const Index done = t + V - start;
+      if (band.done != nullptr && (done % chunk == 0 || done == n)) {
+        const Index count = (done - 1) % chunk + 1;
+        leave(t + V - count, count);
         const Index columns = t + V - rows + 1 < width ? t + V - rows + 1 : width - 1;
         finished(band, columns < 0 ? 0 : columns, width);
       }

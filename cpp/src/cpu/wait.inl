@@ -17,24 +17,42 @@ namespace {
   return band * (width + 1) + columns;
 }
 
-/// Returns once the band above has finished `columns` columns. It has begun, since bands are dealt out in order, so
-/// this ends; a thread that waits long gives its core away.
+/// The band above. It has begun, since bands are dealt out in order.
 template <class A>
-void wait_for(const Band<A>& band, Index columns, Index width) {
-  if (band.before == nullptr) {
-    return;
-  }
-  const Index enough = progress_of(band.index - 1, columns < width ? columns : width, width);
-  for (int turns = 0; __atomic_load_n(&band.before->columns, __ATOMIC_ACQUIRE) < enough; ++turns) {
-    if (turns < 4000) {
-      pause();
-    } else {
-#if defined(__unix__) || defined(__APPLE__)
-      sched_yield();
-#endif
+class BandAbove {
+ public:
+  BandAbove(const Band<A>& band, Index width) : band_(band), width_(width) {}
+
+  /// Asks for the news that wait_for will read.
+  void prefetch() const {
+    if (band_.before != nullptr) {
+      __builtin_prefetch(&band_.before->columns, 0, 3);
     }
   }
-}
+
+  /// Returns once it has finished `columns` columns; a thread that waits long gives its core away. What it has been
+  /// seen to have finished is remembered: to look again is to fetch a cache line from another core.
+  void wait_for(Index columns) {
+    if (band_.before == nullptr) {
+      return;
+    }
+    const Index enough = progress_of(band_.index - 1, columns < width_ ? columns : width_, width_);
+    for (int turns = 0; seen_ < enough; ++turns) {
+      seen_ = __atomic_load_n(&band_.before->columns, __ATOMIC_ACQUIRE);
+      if (seen_ < enough && turns < 4000) {
+        pause();
+      } else if (seen_ < enough) {
+#if defined(__unix__) || defined(__APPLE__)
+        sched_yield();
+#endif
+      }
+    }
+  }
+
+ private:
+  const Band<A>& band_;
+  Index width_, seen_ = -1;
+};
 
 template <class A>
 void finished(const Band<A>& band, Index columns, Index width) {
