@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/vectors.inl"
@@ -148,55 +149,80 @@ void correlate_tile(const Tile<A>& tile) {
 
 // ---- packing ------------------------------------------------------------------------------------------------------
 
-/// Rows of one image and channel.
-template <class T>
-struct Rows {
-  const T* data;
-  Index row, column;  // strides
-  Index rows, columns;
-};
-
-/// Copies rows in chunks of N elements, N <= columns; a row's last chunk overlaps the one before it.
-template <class A, int N, bool backwards>
-void copy_chunks(const Rows<A>& from, A* to, Index pitch) {
-  for (Index r = 0; r < from.rows; ++r) {
-    const A* const row = from.data + r * from.row;
-    for (Index s = 0; s < from.columns; s += N) {
-      const Index at = s + N <= from.columns ? s : from.columns - N;
-      Vector<A, N> chunk;
-      if constexpr (backwards) {
-        chunk = reversed<A, N>(load_unaligned<A, N>(row - at - (N - 1)));
-      } else {
-        chunk = load_unaligned<A, N>(row + at);
-      }
-      store_unaligned<A, N>(to + r * pitch + at, chunk);
-    }
-  }
-}
-
-template <class T, class A, int V>
-void copy_rows(const Rows<T>& from, A* to, Index pitch) {
-  if constexpr (V * sizeof(A) >= 16 && sizeof(T) == sizeof(A)) {
-    const bool contiguous = from.column == 1 || from.column == -1;
-    if (contiguous && from.columns < V) {
-      return copy_rows<T, A, V / 2>(from, to, pitch);
-    }
-    if (contiguous) {
-      return from.column == 1 ? copy_chunks<A, V, false>(from, to, pitch) : copy_chunks<A, V, true>(from, to, pitch);
-    }
-  }
-  for (Index r = 0; r < from.rows; ++r) {
-    for (Index s = 0; s < from.columns; ++s) {
-      to[r * pitch + s] = widen(from.data[r * from.row + s * from.column]);
-    }
-  }
-}
-
 /// How a line is packed.
 struct Line {
   Index row;    // elements from one row of an image to the next image's
   Index pitch;  // from one channel to the next
 };
+
+/// Rows of the images of a unit, and where they go: [channel][row][image][column].
+template <class T, class A>
+struct Rows {
+  Images<const T> from;
+  Index images, channels, rows, columns;
+  A* to;
+  Line line;
+
+  /// each(from, to) for every row.
+  template <class Each>
+  [[gnu::always_inline]] void for_each(Each&& each) const {
+    for (Index image = 0; image < images; ++image) {
+      for (Index c = 0; c < channels; ++c) {
+        const T* row = from.data + image * from.batch + c * from.channel;
+        A* place = to + c * line.pitch + image * line.row;
+        for (Index r = 0; r < rows; ++r, row += from.row, place += images * line.row) {
+          each(row, place);
+        }
+      }
+    }
+  }
+};
+
+/// Copies rows in chunks of N elements, N <= columns; a row's last chunk overlaps the one before it.
+template <class A, int N, bool backwards>
+void copy_chunks(const Rows<A, A>& rows) {
+  const auto chunk = [](const A* from, A* to, Index at) __attribute__((always_inline)) {
+    if constexpr (backwards) {
+      store_unaligned<A, N>(to + at, reversed<A, N>(load_unaligned<A, N>(from - at - (N - 1))));
+    } else {
+      store_unaligned<A, N>(to + at, load_unaligned<A, N>(from + at));
+    }
+  };
+  const Index last = rows.columns - N;
+  if (last == 0) {
+    rows.for_each([&](const A* from, A* to) __attribute__((always_inline)) { chunk(from, to, 0); });
+  } else if (last <= N) {
+    rows.for_each([&](const A* from, A* to) __attribute__((always_inline)) {
+      chunk(from, to, 0);
+      chunk(from, to, last);
+    });
+  } else {
+    rows.for_each([&](const A* from, A* to) __attribute__((always_inline)) {
+      for (Index at = 0; at < last; at += N) {
+        chunk(from, to, at);
+      }
+      chunk(from, to, last);
+    });
+  }
+}
+
+template <class T, class A, int V>
+void copy_rows(const Rows<T, A>& rows) {
+  if constexpr (V * sizeof(A) >= 16 && std::is_same_v<T, A>) {
+    const bool contiguous = rows.from.column == 1 || rows.from.column == -1;
+    if (contiguous && rows.columns < V) {
+      return copy_rows<T, A, V / 2>(rows);
+    }
+    if (contiguous) {
+      return rows.from.column == 1 ? copy_chunks<A, V, false>(rows) : copy_chunks<A, V, true>(rows);
+    }
+  }
+  rows.for_each([&](const T* from, A* to) {
+    for (Index s = 0; s < rows.columns; ++s) {
+      to[s] = widen(from[s * rows.from.column]);
+    }
+  });
+}
 
 /// Packs `columns` columns of rows [row, row + rows), the first of which may lie above the image, where there is
 /// nothing but zeros.
@@ -209,14 +235,10 @@ void pack_lines(const Images<const T>& images, const CorrelationUnit& unit, Inde
       std::memset(lines + c * line.pitch, 0, sizeof(A) * static_cast<std::size_t>(above * unit.images * line.row));
     }
   }
-  for (Index image = 0; image < unit.images; ++image) {
-    for (Index c = 0; c < channels; ++c) {
-      const T* const data =
-          images.data + image * images.batch + c * images.channel + (row + above) * images.row + column * images.column;
-      copy_rows<T, A, V>({data, images.row, images.column, rows - above, columns},
-                         lines + c * line.pitch + (above * unit.images + image) * line.row, unit.images * line.row);
-    }
-  }
+  Images<const T> from = images;
+  from.data += (row + above) * images.row + column * images.column;
+  copy_rows<T, A, V>(
+      {from, unit.images, channels, rows - above, columns, lines + above * unit.images * line.row, line});
 }
 
 /// Fills the last vector of each run with zeros, before the run is packed.

@@ -1,5 +1,8 @@
 // weight_grad: splits the sum into parts that depend on the shape alone, and adds them up in one order.
 
+#include <algorithm>
+#include <type_traits>
+
 #include "cpu/sizes.hpp"
 #include "threads.hpp"
 
@@ -98,31 +101,40 @@ void add(Index n, const double* from, double* to) {
   }
 }
 
+template <class T>
+T narrowed(double value) {
+  if constexpr (std::is_same_v<T, float16>) {
+    return to_float16(static_cast<float>(value));
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    return to_bfloat16(static_cast<float>(value));
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
 /// Stores the derivatives of output `o`, whose sums are [i][c][j] for `at_once` inputs after the others; `s` are the
-/// clipped sizes.
+/// clipped sizes. What reads nothing has the derivative 0: taps beyond these, and the anchor's upper triangle.
 template <class T>
 void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, Index at_once, const double* sums) {
   const Taps<T>& dw = problem.groups[static_cast<std::size_t>(group)].dw;
+  const double sign = problem.negative ? -1 : 1;
+  const bool clipped = s.kernel_height < problem.sizes.kernel_height || s.kernel_width < problem.sizes.kernel_width;
   for (Index c = 0; c < s.channels; ++c) {
-    const bool reads_anchor = c < o || (c == o && !problem.unit_diagonal);
-    const Index first = c / at_once * at_once, inputs = std::min(at_once, s.channels - first);
-    for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
+    T* const to = dw.data + o * dw.out + c * dw.in;
+    for (Index i = 0; (sums == nullptr || clipped) && i < problem.sizes.kernel_height; ++i) {
       for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
-        const bool has_sum = sums != nullptr && i < s.kernel_height && j < s.kernel_width;
-        double sum = 0;
-        if (has_sum && (reads_anchor || i > 0 || j > 0)) {
-          sum = sums[(first * s.kernel_height + i * inputs + c - first) * s.kernel_width + j];
-          sum = problem.negative ? -sum : sum;
-        }
-        T& to = dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column];
-        if constexpr (std::is_same_v<T, float16>) {
-          to = to_float16(static_cast<float>(sum));
-        } else if constexpr (std::is_same_v<T, bfloat16>) {
-          to = to_bfloat16(static_cast<float>(sum));
-        } else {
-          to = static_cast<T>(sum);
-        }
+        to[i * dw.row + j * dw.column] = narrowed<T>(0);
       }
+    }
+    const Index first = c / at_once * at_once, inputs = std::min(at_once, s.channels - first);
+    for (Index i = 0; sums != nullptr && i < s.kernel_height; ++i) {
+      const double* const from = sums + (first * s.kernel_height + i * inputs + c - first) * s.kernel_width;
+      for (Index j = 0; j < s.kernel_width; ++j) {
+        to[i * dw.row + j * dw.column] = narrowed<T>(sign * from[j]);
+      }
+    }
+    if (c > o || (c == o && problem.unit_diagonal)) {
+      to[0] = narrowed<T>(0);
     }
   }
 }
