@@ -1,6 +1,8 @@
 // weight_grad: splits the sum into parts that depend on the shape alone, and adds them up in one order.
 
 #include <algorithm>
+#include <atomic>
+#include <new>
 #include <type_traits>
 
 #include "cpu/sizes.hpp"
@@ -13,6 +15,9 @@ namespace {
 /// Sums of one output.
 Index row_sums(const Sizes& s) { return s.channels * s.kernel_width * s.kernel_height; }
 
+/// How many of the two threads that bring a node's branches have come.
+using Arrivals = std::atomic<int>;
+
 /// What a correlation is split into: units of a few images, a band of their rows and a segment of these; the units are
 /// dealt to a few parts, and the output channels to slices. It depends on the shape alone, never on the threads: the
 /// order of the sum is part of the result.
@@ -20,7 +25,7 @@ template <class T>
 struct CorrelationPlan {
   using A = Arithmetic<T>;
   CorrelationShape shape;
-  Index images, rows, columns;    // of a unit; the last ones may have fewer
+  Index images, rows, columns;    // of a unit; some have fewer
   Index blocks, bands, segments;  // blocks of images, bands of rows, segments of columns
   Index parts, slices;
   std::size_t column_bytes, sum_bytes, scratch_bytes;  // of one line, of one part of one group, of one worker
@@ -40,10 +45,12 @@ struct CorrelationPlan {
     columns = std::min(s.width, whole_vectors(fair_share(s.width, pixels), lanes));
     const Index row = correlation_g_row(shape, columns, lanes);
     rows = fair_share(s.height, std::max<Index>(1, pixels / row));
-    images = fair_share(s.batch, std::max<Index>(1, pixels / (rows * row)));
-    blocks = ceil_div(s.batch, images);
     bands = ceil_div(s.height, rows);
     segments = ceil_div(s.width, columns);
+    blocks = ceil_div(s.batch, std::max<Index>(1, pixels / (rows * row)));
+    // An even number of units, for threads are mostly that many.
+    blocks += blocks > 1 && blocks < s.batch && blocks * bands * segments % 2 == 1 ? 1 : 0;
+    images = ceil_div(s.batch, blocks);
     // The sums of all parts take a few megabytes at most, unless one part alone takes more.
     sum_bytes = aligned_bytes<double>(s.channels * row_sums(s));
     parts = std::clamp<Index>((4 << 20) / static_cast<Index>(sum_bytes), 1, std::min<Index>(units(), 16));
@@ -64,11 +71,12 @@ struct CorrelationPlan {
 
   Index units() const { return blocks * bands * segments; }
   Index tasks(const Sizes& s) const { return parts * slices * s.groups; }
+  std::size_t arrivals_bytes(const Sizes& s) const { return aligned_bytes<Arrivals>(tasks(s)); }
 
   /// Unit `index`, counted by bands first.
   CorrelationUnit unit(const Sizes& s, Index index) const {
     const Index row = index % bands * rows, column = index / bands % segments * columns;
-    return {std::min(images, s.batch - first_image(index)),
+    return {first_image(s, index + bands * segments) - first_image(s, index),
             row,
             std::min(rows, s.height - row),
             column,
@@ -77,11 +85,12 @@ struct CorrelationPlan {
             0};
   }
 
-  Index first_image(Index index) const { return index / bands / segments * images; }
+  /// The blocks have as many images as each other, or one more.
+  Index first_image(const Sizes& s, Index index) const { return s.batch * (index / bands / segments) / blocks; }
 
   std::size_t bytes(const Sizes& s, int threads) const {
-    return sum_bytes * static_cast<std::size_t>(parts * s.groups) + column_bytes +
-           scratch_bytes * static_cast<std::size_t>(threads);
+    return sum_bytes * static_cast<std::size_t>(parts * s.groups) + arrivals_bytes(s) +
+           (column_bytes + scratch_bytes) * static_cast<std::size_t>(threads);
   }
 };
 
@@ -159,56 +168,71 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
   using A = Arithmetic<T>;
   const Kernels<T>& table = kernels<T>();
   const Sizes s = clipped(problem.sizes);
-  Index parts = 0, inputs_at_once = 1;
-  std::size_t sum_bytes = 0;
+  if (is_empty(s)) {
+    for (Index group = 0; group < s.groups; ++group) {
+      for (Index o = 0; o < s.channels; ++o) {
+        store(problem, s, group, o, 1, nullptr);
+      }
+    }
+    return;
+  }
+  const CorrelationPlan<T> plan(table, s);
+  const Index parts = plan.parts, slices = plan.slices;
   auto* const sums = static_cast<std::byte*>(workspace);
-  const auto sum_of = [&](Index group, Index part) {
-    return reinterpret_cast<double*>(sums + sum_bytes * static_cast<std::size_t>(group * parts + part));
+  std::byte* const arrivals = sums + plan.sum_bytes * static_cast<std::size_t>(parts * s.groups);
+  std::byte* const workers = arrivals + plan.arrivals_bytes(s);
+  for (Index k = 0; k < plan.tasks(s); ++k) {
+    new (reinterpret_cast<Arrivals*>(arrivals) + k) Arrivals{0};
+  }
+  // Parts follow each other, so that a thread adds up most of its own.
+  const auto run_task = [&](Index task, int worker) {
+    const Index part = task % parts, slice = task / parts % slices, group = task / parts / slices;
+    const Index output = slice * plan.shape.outputs;
+    CorrelationShape shape = plan.shape;
+    shape.outputs = std::min(shape.outputs, s.channels - output);
+    const auto sum_of = [&](Index index) {
+      return reinterpret_cast<double*>(sums + plan.sum_bytes * static_cast<std::size_t>(group * parts + index)) +
+             output * row_sums(s);
+    };
+    auto* const columns =
+        reinterpret_cast<A*>(workers + (plan.column_bytes + plan.scratch_bytes) * static_cast<std::size_t>(worker));
+    auto* const scratch = columns + plan.column_bytes / sizeof(A);
+    if (!shape.by_rows) {
+      number_columns(plan.columns, shape.x_line, columns);
+    }
+    const Index count = shape.outputs * row_sums(s);
+    std::fill_n(sum_of(part), count, 0.0);
+    const Index begin = plan.units() * part / parts, end = plan.units() * (part + 1) / parts;
+    for (Index index = begin; index < end; ++index) {
+      CorrelationUnit unit = plan.unit(s, index);
+      const bool follows = index > begin && unit.row > 0 && shape.inputs_at_once == s.channels;
+      unit.rows_before = follows ? plan.rows : 0;
+      unit.rows_after = index + 1 < end ? std::min(plan.rows, s.height - unit.row - unit.rows) : 0;
+      const Index image = plan.first_image(s, index);
+      auto [x, g, dw] = problem.groups[static_cast<std::size_t>(group)];
+      x.data += image * x.batch;
+      g.data += image * g.batch + output * g.channel;
+      table.correlate(shape, unit, x, g, columns, sum_of(part), scratch);
+    }
+    // The sums of two neighbours are added up by the thread that is done last, and so on, in an order that no thread
+    // changes: a binary tree. Each part but the first is the first one of the right branch of one node.
+    Index left = part;
+    for (Index size = 1; size < parts; size *= 2) {
+      left = left / (2 * size) * (2 * size);
+      const Index right = left + size;
+      if (right < parts) {
+        Arrivals& node = reinterpret_cast<Arrivals*>(arrivals)[task - part + right];
+        if (node.fetch_add(1, std::memory_order_acq_rel) == 0) {
+          return;
+        }
+        add(count, sum_of(right), sum_of(left));
+      }
+    }
+    for (Index o = 0; o < shape.outputs; ++o) {
+      store(problem, s, group, output + o, shape.inputs_at_once, sum_of(0) + o * row_sums(s));
+    }
   };
-
-  if (!is_empty(s)) {
-    const CorrelationPlan<T> plan(table, s);
-    parts = plan.parts;
-    sum_bytes = plan.sum_bytes;
-    inputs_at_once = plan.shape.inputs_at_once;
-    auto* const columns = reinterpret_cast<A*>(sums + sum_bytes * static_cast<std::size_t>(parts * s.groups));
-    auto* const scratch = reinterpret_cast<std::byte*>(columns) + plan.column_bytes;
-    if (!plan.shape.by_rows) {
-      number_columns(plan.columns, plan.shape.x_line, columns);
-    }
-    const int threads = correlation_threads(s, execution, plan.tasks(s));
-    parallel_for(threads, {plan.tasks(s), Order::any}, [&](Index task, int worker) {
-      const Index group = task % s.groups, slice = task / s.groups % plan.slices, part = task / s.groups / plan.slices;
-      const Index begin = plan.units() * part / parts, end = plan.units() * (part + 1) / parts;
-      CorrelationShape shape = plan.shape;
-      const Index output = slice * shape.outputs;
-      shape.outputs = std::min(shape.outputs, s.channels - output);
-      double* const sum = sum_of(group, part) + output * row_sums(s);
-      std::fill_n(sum, shape.outputs * row_sums(s), 0.0);
-      for (Index index = begin; index < end; ++index) {
-        CorrelationUnit unit = plan.unit(s, index);
-        const bool follows = index > begin && unit.row > 0 && shape.inputs_at_once == s.channels;
-        unit.rows_before = follows ? plan.rows : 0;
-        unit.rows_after = index + 1 < end ? std::min(plan.rows, s.height - unit.row - unit.rows) : 0;
-        const Index image = plan.first_image(index);
-        auto [x, g, dw] = problem.groups[static_cast<std::size_t>(group)];
-        x.data += image * x.batch;
-        g.data += image * g.batch + output * g.channel;
-        table.correlate(shape, unit, x, g, columns, sum,
-                        reinterpret_cast<A*>(scratch + plan.scratch_bytes * static_cast<std::size_t>(worker)));
-      }
-    });
-  }
-
-  for (Index group = 0; group < s.groups; ++group) {
-    for (Index o = 0; o < s.channels; ++o) {
-      const Index row = o * row_sums(s);
-      for (Index part = 1; part < parts; ++part) {
-        add(row_sums(s), sum_of(group, part) + row, sum_of(group, 0) + row);
-      }
-      store(problem, s, group, o, inputs_at_once, parts > 0 ? sum_of(group, 0) + row : nullptr);
-    }
-  }
+  parallel_for(correlation_threads(s, execution, plan.tasks(s)), {plan.tasks(s), Order::any}, run_task);
 }
 
 #define INVCONV_INSTANTIATE(T)                                             \
