@@ -273,9 +273,10 @@ bool share_openmp() {
   using detail::OpenMp;
   OpenMp& runtime = detail::openmp();
   runtime.max_threads = reinterpret_cast<OpenMp::GetNumber>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
-  runtime.thread_num = reinterpret_cast<OpenMp::GetNumber>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
   void* const parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
-  const bool agree = detail::in_one_library(parallel, dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+  void* const thread_num = dlsym(RTLD_DEFAULT, "omp_get_thread_num");
+  const bool agree = detail::in_one_library(parallel, thread_num);
+  runtime.thread_num = reinterpret_cast<OpenMp::GetNumber>(thread_num);
   runtime.parallel = agree ? reinterpret_cast<OpenMp::Parallel>(parallel) : nullptr;
   return runtime.parallel.load() != nullptr;
 #else
