@@ -94,19 +94,8 @@ Part mixed_part(const Machine& machine, const Sizes& s, FilterShape shape, Index
   part.edge_elements = part.shared ? steps * s.channels * older * images : 0;
   const Index cell = ceil_div(older * images, lanes) * lanes + lanes;
   const Index lead = older + s.kernel_width - 1;
-  // A step reads `lead` older ones, which must not share their places in the cache with what it writes.
-  f.pitch = s.channels * cell;
-  const auto shares_places = [&] {
-    for (Index k = 1; k <= lead; ++k) {
-      if (k * f.pitch * machine.element % 4096 == 0) {
-        return true;
-      }
-    }
-    return false;
-  };
-  while (shares_places()) {
-    f.pitch += lanes;
-  }
+  // An odd number of vectors, so that the steps which a step reads do not share their places in the cache with it.
+  f.pitch = (s.channels * cell / lanes | 1) * lanes;
   part.weight_elements = packed_weight_elements(f);
   part.scratch_bytes = pointer_bytes(s.kernel_height) + (lead + steps) * f.pitch * machine.element;
   return part;
