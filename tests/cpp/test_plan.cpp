@@ -464,6 +464,8 @@ TEST(Pipelines, OfSeveralGroupsAndTypes) {
     check_pipelines<double>(operation, make_problem({1, 6, 50, 30}, 2, 3, options), rounds);
     check_pipelines<bfloat16>(operation, make_problem({2, 6, 50, 30}, 3, 2, options), rounds);
     check_pipelines<float16>(operation, make_problem({1, 26, 30, 11}, 3, 2, options), rounds);
+    // A weight that is packed once for all threads.
+    check_pipelines<float>(operation, make_problem({1, 300, 9, 5}, 3, 3, options), 2);
   }
 }
 

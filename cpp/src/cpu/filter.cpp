@@ -15,11 +15,12 @@ namespace invconv::detail::cpu {
 
 namespace {
 
-/// What a worker has packed; behind it are the numbers. Each packs for itself: it takes no longer than to get them from
-/// another core.
+/// What is packed; behind it are the numbers. Each worker packs for itself, which takes no longer than to get them from
+/// another core; only what is too large for one core's cache is packed once for all, beforehand.
 struct alignas(64) PackedWeight {
   Index group;
 };
+constexpr std::size_t most_own_weight = 512 * 1024;
 
 /// The first part that packs the weight in the same way.
 const Part* same_weight(const FilterPlan& plan, const Part& part) {
@@ -39,7 +40,9 @@ struct Pieces {
         ring(aligned_bytes<A>(part.ring_elements)),
         edge(aligned_bytes<A>(part.edge_elements)),
         progress(sizeof(Progress)),
-        weights(same_weight(plan, part) == &part ? static_cast<std::size_t>(plan.threads) : 0),
+        weights(same_weight(plan, part) != &part ? 0
+                : weight > most_own_weight       ? static_cast<std::size_t>(groups)
+                                                 : static_cast<std::size_t>(plan.threads)),
         workers(static_cast<std::size_t>(plan.threads)) {
     // Bands in the making are at most as many as the threads, and follow each other; what the one below the last of
     // them reads is one more. A worker that has all the bands to itself needs two.
@@ -74,6 +77,9 @@ class PartRun {
         progresses_(edges_ + pieces_.edge * pieces_.edges) {
     for (std::size_t i = 0; i < pieces_.weights; ++i) {
       new (weights_ + i * pieces_.weight) PackedWeight{-1};
+    }
+    for (Index group = 0; pieces_.weight > most_own_weight && group < groups_; ++group) {
+      packed_weight(group, 0);
     }
     // Beside their columns, and above the first band, edges are zeros.
     std::memset(edges_, 0, pieces_.edge * pieces_.edges);
@@ -149,7 +155,8 @@ class PartRun {
   }
 
   const A* packed_weight(Index group, int worker) const {
-    auto* const packed = at<PackedWeight>(weights_, pieces_.weight, worker);
+    const Index slot = pieces_.weight > most_own_weight ? group : worker;
+    auto* const packed = at<PackedWeight>(weights_, pieces_.weight, slot);
     A* const numbers = reinterpret_cast<A*>(packed + 1);
     if (packed->group != group) {
       kernels<T>().pack_weight(part_.shape, problem_.groups[static_cast<std::size_t>(group)].weight, numbers);

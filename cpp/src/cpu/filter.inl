@@ -37,22 +37,22 @@ bool is_finite(const FilterShape& shape, const Taps<const T>& weight) {
   using A = Arithmetic<T>;
   constexpr int V = INVCONV_VECTOR_BYTES / static_cast<int>(sizeof(A));
   const Index channels = shape.channels, width = shape.kernel_width, taps = shape.kernel_height * width;
-  const Index out = weight.out < 0 ? -weight.out : weight.out, in = weight.in < 0 ? -weight.in : weight.in;
-  if (weight.row == weight.column * width && (weight.column == 1 || weight.column == -1) &&
-      (in == taps || out == taps)) {
-    // As it lies in memory. The upper triangle, which may be anything, is then read as well.
-    const Index lines = in == taps ? weight.out : weight.in, n = channels * taps;
-    const T* begin = weight.data + (weight.column < 0 ? 1 - taps : 0);
-    begin += (in == taps ? weight.in : weight.out) < 0 ? taps - n : 0;
+  // First and last element in memory, counted from the anchor's. If they hold no more than the taps between them, these
+  // are read as they lie there, and with them the upper triangle, which may be anything.
+  Index first = 0, last = 0;
+  const auto reach = [&](Index stride, Index size) { (stride < 0 ? first : last) += (size - 1) * stride; };
+  reach(weight.out, channels);
+  reach(weight.in, channels);
+  reach(weight.row, shape.kernel_height);
+  reach(weight.column, width);
+  if (last - first + 1 == channels * channels * taps) {
     Differences<A, V> differences;
-    for (Index line = 0; line < channels; ++line, begin += lines) {
-      Index k = 0;
-      for (; k + V <= n; k += V) {
-        differences.add(gather<A, V, 1>(begin + k, 1));
-      }
-      for (; k < n; ++k) {
-        differences.add_one(begin[k]);
-      }
+    Index k = first;
+    for (; k + V <= last + 1; k += V) {
+      differences.add(gather<A, V, 1>(weight.data + k, 1));
+    }
+    for (; k <= last; ++k) {
+      differences.add_one(weight.data[k]);
     }
     if (differences.are_zero()) {
       return true;
