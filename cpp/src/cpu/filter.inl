@@ -31,7 +31,7 @@ struct Differences {
   }
 };
 
-/// Whether all taps are finite: those that pack_weight reads.
+/// Whether all taps are finite that pack_weight reads.
 template <class T>
 bool is_finite(const FilterShape& shape, const Taps<const T>& weight) {
   using A = Arithmetic<T>;

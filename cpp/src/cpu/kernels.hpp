@@ -79,8 +79,10 @@ struct alignas(64) Progress {
 template <class A>
 struct Band {
   std::int64_t index;
-  const A* above;  // the last kernel_height - 1 rows of the band above; rows: [the nearest first][channel][column]
-  A* below;        // the same of this one
+  // The last kernel_height - 1 rows of the band above. Rows: [the nearest first][channel][column]; mixed:
+  // [step][channel][lane], the last lanes of a cell.
+  const A* above;
+  A* below;  // the same of this one
   std::int64_t pitch;
   const Progress* before;  // of the band above; null where it is finished
   Progress* done;          // null where nobody waits
