@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -103,12 +104,52 @@ std::optional<Type> find_type(std::string_view name) {
   return found == std::end(names) ? std::nullopt : std::optional(static_cast<Type>(found - std::begin(names)));
 }
 
-/// The memory of an array of 3 to 5 axes, borrowed for a call. The plain kinds: what has Python's buffer protocol, and
-/// a tuple (address, name of the dtype, shape, strides in elements) that its maker vouches for.
+/// DLPack's table of functions for the exchange between compiled libraries (dlpack.h, DLPackExchangeAPI).
+struct ExchangeTable {
+  std::uint32_t major, minor;
+  ExchangeTable* previous;
+  void *allocate, *from_object, *to_object;
+  /// Describes an object for as long as it lives; 0, or -1 with a Python exception set.
+  int (*look)(void* object, nb::dlpack::dltensor* tensor);
+  void* current_stream;
+};
+
+/// The type whose objects are read through its table: torch.Tensor, once that is loaded.
+struct Exchanged {
+  PyTypeObject* type = nullptr;
+  const ExchangeTable* table = nullptr;
+};
+Exchanged exchanged;
+
+bool use_exchange_table(nb::handle type) {
+  const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
+    return false;
+  }
+  const auto* table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  while (table != nullptr && table->major != 1) {
+    table = table->previous;
+  }
+  if (table == nullptr || table->look == nullptr) {
+    return false;
+  }
+  exchanged = {reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr()), table};
+  return true;
+}
+
+/// The memory of an array of 3 to 5 axes, borrowed for a call. The plain kinds: what has Python's buffer protocol, a
+/// tuple (address, name of the dtype, shape, strides in elements) that its maker vouches for, and a tensor of the type
+/// that has an exchange table, of which the caller knows that nothing but its memory counts, and on which device.
 class Array {
  public:
   Array(nb::handle object, bool writable = false) {
-    plain_ = PyTuple_CheckExact(object.ptr()) ? describe(object.ptr()) : borrow(object.ptr(), writable);
+    if (PyTuple_CheckExact(object.ptr())) {
+      plain_ = describe(object.ptr());
+    } else if (exchanged.table != nullptr && PyObject_TypeCheck(object.ptr(), exchanged.type)) {
+      plain_ = look(object.ptr());
+    } else {
+      plain_ = borrow(object.ptr(), writable);
+    }
     const auto address = reinterpret_cast<std::uintptr_t>(data_);
     plain_ = plain_ && address % static_cast<std::uintptr_t>(item_size()) == 0 && (address != 0 || empty());
   }
@@ -218,6 +259,33 @@ class Array {
         return false;
       }
     }
+    return true;
+  }
+
+  bool look(PyObject* object) {
+    nb::dlpack::dltensor tensor;
+    if (exchanged.table->look(object, &tensor) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    constexpr std::uint8_t floating = 2, brain = 4;
+    if (tensor.dtype.code == floating && tensor.dtype.bits == 32) {
+      type_ = Type::float32;
+    } else if (tensor.dtype.code == floating && tensor.dtype.bits == 64) {
+      type_ = Type::float64;
+    } else if (tensor.dtype.code == floating && tensor.dtype.bits == 16) {
+      type_ = Type::float16;
+    } else if (tensor.dtype.code == brain && tensor.dtype.bits == 16) {
+      type_ = Type::bfloat16;
+    } else {
+      return false;
+    }
+    if (tensor.dtype.lanes != 1 || tensor.strides == nullptr || !set_axes(tensor.ndim)) {
+      return false;
+    }
+    data_ = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
+    std::copy(tensor.shape, tensor.shape + axes_, shape_.end() - axes_);
+    std::copy(tensor.strides, tensor.strides + axes_, stride_.end() - axes_);
     return true;
   }
 
@@ -524,6 +592,10 @@ NB_MODULE(_core, m) {
         nb::sig("def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], "
                 "groups: int, device: int) -> int"),
         "Bytes of the workspace that an operation needs on a CUDA device.");
+  m.def("use_exchange_table", &use_exchange_table, "type"_a,
+        nb::sig("def use_exchange_table(type: type) -> bool"),
+        "From now on, take objects of this type, torch.Tensor, as arguments, through DLPack's table of functions in C; "
+        "say whether the type has one. The caller answers for what a description of memory does not say.");
   m.def(
       "read_dlpack", &read_dlpack, "capsule"_a,
       nb::sig("def read_dlpack(capsule: object) -> tuple[int, int, int, str, tuple[int, ...], tuple[int, ...], bool]"),

@@ -205,9 +205,17 @@ def _records(*tensors: Tensor) -> bool:
     return False
 
 
-def _memory(tensor: Tensor) -> tuple[int, str | None, tuple[int, ...], tuple[int, ...]]:
-    """Where the core finds a tensor without a lazy minus sign; DLPack takes longer to say it."""
+def _described(tensor: Tensor) -> tuple[int, str | None, tuple[int, ...], tuple[int, ...]]:
     return tensor.data_ptr(), _DTYPE_NAMES.get(tensor.dtype), tensor.shape, tensor.stride()
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+# What the core is given for a tensor without a lazy minus sign: older versions of torch cannot tell
+# compiled code where one lies, and DLPack's capsules take longer.
+_memory: Callable[[Tensor], Any] = _itself if _core.use_exchange_table(Tensor) else _described
 
 
 def _corners(corner: str) -> str | tuple[str, ...]:
@@ -240,15 +248,17 @@ def _call(function: str, tensors: tuple[Tensor, ...], weight: Tensor, *options: 
     """Call the core where the tensors are, and say whether it could; the first is the images."""
     run = getattr(_core, function)
     arguments = (*map(_memory, tensors), *options)
-    images, *others = tensors
-    if images.is_cuda and all([t.device == images.device for t in others]):
-        # torch's guard: it makes no context on a device that is not in use.
-        with torch.cuda.device(images.device):
-            workspace = _workspace(function, images, weight.shape, options[2])
-            stream = torch.cuda.current_stream(images.device).cuda_stream
-            where = (images.device.index, stream, workspace.data_ptr(), workspace.nbytes)
-            return bool(run(*arguments, where))
-    return all([t.is_cpu for t in tensors]) and bool(run(*arguments))
+    if all([t.is_cpu for t in tensors]):
+        return bool(run(*arguments))
+    device = tensors[0].device
+    if device.type != "cuda" or any([t.device != device for t in tensors]):
+        return False
+    # torch's guard: it makes no context on a device that is not in use.
+    with torch.cuda.device(device):
+        workspace = _workspace(function, tensors[0], weight.shape, options[2])
+        stream = torch.cuda.current_stream(device).cuda_stream
+        where = (device.index, stream, workspace.data_ptr(), workspace.nbytes)
+        return bool(run(*arguments, where))
 
 
 def _workspace(function: str, images: Tensor, weight: torch.Size, groups: int) -> Tensor:
@@ -589,11 +599,50 @@ def _apply(function: str, derived: Any, a: Tensor, b: Tensor, *options: Any) -> 
     if not _is_plain(a, b):
         result = derived.apply(a, b, *options)
     elif _records(a, b):
-        # What it adds to its base, the look at a signature for defaults, takes 17 microseconds.
-        result = super(torch.autograd.Function, derived).apply(a, b, *options)
+        result = _apply_plain(derived, a, b, *options)
     else:
         result = _RAW[function](a, b, *options)
     return result
+
+
+def _apply_plain(derived: Any, *arguments: Any) -> Any:
+    """Function.apply without the look at a signature for defaults, which takes 17 microseconds."""
+    return super(torch.autograd.Function, derived).apply(*arguments)
+
+
+class _PlainSolve(torch.autograd.Function):
+    """_Solve for plain tensors on the CPU; None where the core cannot tell what to do."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, *options: Any) -> Tensor | None:
+        x = torch.empty_like(y)
+        if not _core.solve(_memory(y), _memory(weight), _memory(x), *options):
+            return None
+        _keep(ctx, x, weight, *options)
+        return x
+
+    backward = _Solve.backward
+
+
+class _PlainConv(torch.autograd.Function):
+    """_Conv, as _PlainSolve is _Solve."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *options: Any) -> Tensor | None:
+        y = torch.empty_like(x)
+        if not _core.conv(_memory(x), _memory(weight), _memory(y), *options):
+            return None
+        _keep(ctx, x, weight, *options)
+        return y
+
+    backward = _Conv.backward
+
+
+def _keep(ctx: Any, images: Tensor, weight: Tensor, corner: Corner, *others: Any) -> None:
+    """Save for ``backward`` what the core took; it knows one name or a tuple of names."""
+    ctx.options = (corner if isinstance(corner, str) else ",".join(corner), *others)
+    ctx.save_for_backward(images, weight)
+    ctx.set_materialize_grads(False)
 
 
 # torch.compile takes each of these into its graph as one operation and does not look inside.
@@ -632,17 +681,20 @@ def filter(
 ) -> Tensor:
     """See :func:`invconv.solve` and :func:`invconv.conv`."""
     tensors = (images, weight) if out is None else (images, weight, out)
-    if (
-        _is_plain(*tensors, keys=_PLAIN_ON_CPU)
-        and not _records(*tensors)
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        result = torch.empty_like(images) if out is None else out
-        run = _core.solve if function == "solve" else _core.conv
-        if run(_memory(images), _memory(weight), _memory(result), *options):
-            if out is not None:
-                torch.autograd.graph.increment_version(out)
-            return result
+    if _is_plain(*tensors, keys=_PLAIN_ON_CPU) and not torch.is_autocast_enabled("cpu"):
+        if not _records(*tensors):
+            result = torch.empty_like(images) if out is None else out
+            run = _core.solve if function == "solve" else _core.conv
+            if run(_memory(images), _memory(weight), _memory(result), *options):
+                if out is not None:
+                    torch.autograd.graph.increment_version(out)
+                return result
+        elif out is None and images.dim() == 4:
+            derived = _PlainSolve if function == "solve" else _PlainConv
+            # The core returns nothing where an argument is to be looked at more closely.
+            recorded: Tensor | None = _apply_plain(derived, images, weight, *options)
+            if recorded is not None:
+                return recorded
     return _filter(function, name, images, weight, out, *options)
 
 

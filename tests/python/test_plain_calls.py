@@ -139,6 +139,11 @@ NOT_PLAIN: dict[str, dict[str, Any]] = {
     "shape of floats": {"y": described(Y, shape=(2.0, 4, 5, 6))},
     "a stride too few": {"y": described(Y, strides=(30, 6, 1))},
     "two axes described": {"y": described(Y, shape=(5, 6), strides=(6, 1))},
+    "tensor of integers": {"y": torch.zeros(Y.shape, dtype=torch.int32)},
+    "tensor of half": {"weight": torch.zeros(W.shape, dtype=torch.float16)},
+    "tensor of two axes": {"y": torch.zeros(5, 6)},
+    "tensor without memory": {"y": torch.zeros(Y.shape, device="meta")},
+    "sparse tensor": {"weight": torch.zeros(W.shape).to_sparse()},
     "x described as repeated": {
         "y": described(Y),
         "x": described(DESCRIBED, strides=(0, 30, 6, 1)),
@@ -185,6 +190,10 @@ def test_core_takes_what_is_plain() -> None:
         np.testing.assert_array_equal(x, expected)
     x = np.empty_like(Y)
     assert solved(described(Y), described(W2), described(x))
+    np.testing.assert_array_equal(x, expected)
+    x = np.empty_like(Y)
+    backwards = torch.from_numpy(np.ascontiguousarray(Y.transpose(3, 1, 0, 2))).permute(2, 1, 3, 0)
+    assert solved(backwards, torch.nn.Parameter(torch.from_numpy(W2)), torch.from_numpy(x))
     np.testing.assert_array_equal(x, expected)
     assert solved(read_only(Y), read_only(W2), x)
     x = Y.copy()
@@ -276,6 +285,13 @@ def test_plain_arrays(
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.fixture(params=["itself", "described"])
+def tensors_as(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors go to the core as they are, or described, as with older versions of torch."""
+    monkeypatch.setattr(_torch, "_memory", getattr(_torch, f"_{request.param}"))
+
+
+@pytest.mark.usefixtures("tensors_as")
 @pytest.mark.parametrize("function", [invconv.solve, invconv.conv])
 @pytest.mark.parametrize("dtype", list(_torch._DTYPE_NAMES))
 def test_plain_tensors(
@@ -437,6 +453,7 @@ def test_transforms_see_what_they_map() -> None:
     )
 
 
+@pytest.mark.usefixtures("tensors_as")
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("dtype", list(_torch._DTYPE_NAMES))
 def test_plain_gradients(
@@ -450,7 +467,9 @@ def test_plain_gradients(
     x = invconv.solve(*leaves, **options)
     expected = torch.autograd.grad(x, leaves, g, create_graph=True)
     assert all(gradient.requires_grad for gradient in expected)
-    x = invconv.solve(*leaves, **options)
+    with monkeypatch.context() as patches:
+        patches.setattr(_torch, "_filter", never)
+        x = invconv.solve(*leaves, **options)
     for incoming in (g, g.mT.contiguous().mT):
         with monkeypatch.context() as patches:
             patches.setattr(_torch, "_solve", never)
@@ -460,6 +479,32 @@ def test_plain_gradients(
         assert dy.stride() == y.stride() and not dy.requires_grad and not dw.requires_grad
     (only,) = torch.autograd.grad(x, leaves[1], g)
     assert torch.equal(only, expected[1])
+
+
+@pytest.mark.parametrize("needs", [{"y"}, {"weight"}, {"y", "weight"}])
+@pytest.mark.parametrize("corner", ["tr", ("br", "tl")])
+@pytest.mark.parametrize("function", [invconv.solve, invconv.conv])
+def test_plain_calls_are_recorded_as_others_are(
+    function: Callable[..., Any], corner: Any, needs: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = tensors()[2].requires_grad_()
+
+    def to_second_order() -> list[torch.Tensor]:
+        y = torch.tensor(Y, requires_grad="y" in needs)
+        w = torch.tensor(W2, requires_grad="weight" in needs)
+        leaves = [leaf for leaf in (y, w) if leaf.requires_grad]
+        result = function(y, w, corner=corner, groups=2, transpose=True)
+        first = torch.autograd.grad(result, leaves, g, create_graph=True)
+        total = torch.stack([(gradient**2).sum() for gradient in first]).sum()
+        second = torch.autograd.grad(total, [g, *leaves], materialize_grads=True)
+        return [result, *first, *second]
+
+    with monkeypatch.context() as patches:
+        patches.setattr(_torch, "_is_plain", lambda *_, **__: False)
+        expected = to_second_order()
+    monkeypatch.setattr(_torch, "_filter", never)
+    for value, other in zip(to_second_order(), expected, strict=True):
+        assert torch.equal(value, other)
 
 
 def test_a_mode_sees_the_operators_of_a_gradient() -> None:

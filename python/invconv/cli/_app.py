@@ -1,5 +1,6 @@
 """The commands. What needs torch is imported inside them, so that --help is quick."""
 
+import atexit
 import json
 import math
 import os
@@ -229,6 +230,9 @@ def train(
         "patience": patience,
     }
     processes = PartialState(cpu=where.type == "cpu")
+    # Gloo's threads hold what is Python's. If they outlive the interpreter, they can abort the
+    # process: "terminate called without an active exception", pytorch/pytorch issue 190489.
+    atexit.register(processes.destroy_process_group)
     main = processes.is_main_process
     if resume:
         asked = data and training.absolute_source(data)
