@@ -592,8 +592,7 @@ NB_MODULE(_core, m) {
         nb::sig("def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], "
                 "groups: int, device: int) -> int"),
         "Bytes of the workspace that an operation needs on a CUDA device.");
-  m.def("use_exchange_table", &use_exchange_table, "type"_a,
-        nb::sig("def use_exchange_table(type: type) -> bool"),
+  m.def("use_exchange_table", &use_exchange_table, "type"_a, nb::sig("def use_exchange_table(type: type) -> bool"),
         "From now on, take objects of this type, torch.Tensor, as arguments, through DLPack's table of functions in C; "
         "say whether the type has one. The caller answers for what a description of memory does not say.");
   m.def(

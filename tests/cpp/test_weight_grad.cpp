@@ -124,9 +124,10 @@ TYPED_TEST(WeightGrad, ManyUnits) {
   }
 }
 
-// Outputs in several slices, inputs packed a few at a time.
+// Outputs in several slices; inputs packed a few at a time, and of these a few gone through together.
 TYPED_TEST(WeightGrad, ManyChannels) {
   Random random(9);
+  check<TypeParam>(make_problem({60, 21, 4, 4}, 3, 3, {}), random);
   check<TypeParam>(make_problem({2, 53, 4, 4}, 2, 2, {}), random);
   check<TypeParam>(make_problem({1, 24, 16, 40}, 5, 7, {}), random);
   check<TypeParam>(make_problem({1, 66, 12, 64}, 9, 1, {}), random);

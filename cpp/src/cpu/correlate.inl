@@ -19,13 +19,15 @@
 namespace invconv::detail::cpu {
 namespace {
 
-// Accumulators of a tile: outputs x inputs, and room for the operands, in 32 registers or 16.
-inline constexpr int tile_outputs = 4;
+// Accumulators of a tile: correlation_outputs x inputs, and room for the operands, in 32 registers or 16.
 #if defined(__AVX512F__) || defined(__aarch64__)
 inline constexpr int tile_inputs = 6;
 #else
 inline constexpr int tile_inputs = 3;
 #endif
+
+// So many tiles of inputs are prepared at a time.
+inline constexpr int tiles_together = 8;
 
 /// Keeps GCC from loading the value anew for each of its uses.
 template <class Vec>
@@ -80,21 +82,21 @@ struct Tile {
   const A* g;                   // the first output's line
   const A* input[tile_inputs];  // x's lines
   const A* ahead;               // what is fetched meanwhile, a line's worth
-  double* sum;                  // the first output's and input's
-  Index sum_pitch, inputs;      // `inputs` of them are wanted
+  double* sums;                 // [input][output]
+  Index inputs;                 // how many of them are wanted
 };
 
 template <class A, int V, int TO, int TK>
 void correlate_tile(const Tile<A>& tile) {
   using Vec = Vector<A, V>;
-  Vec sum[TO * TK] = {};
+  Vec sum[TK * TO] = {};
   const auto add_products = [&](Index g_at, const Vec(&inputs)[TK]) __attribute__((always_inline)) {
     INVCONV_UNROLL
     for (int o = 0; o < TO; ++o) {
       const Vec g = load<A, V>(tile.g + o * tile.g_line + g_at);
       INVCONV_UNROLL
       for (int k = 0; k < TK; ++k) {
-        sum[o * TK + k] = multiply_add<A, V>(g, inputs[k], sum[o * TK + k]);
+        sum[k * TO + o] = multiply_add<A, V>(g, inputs[k], sum[k * TO + o]);
       }
     }
   };
@@ -104,7 +106,7 @@ void correlate_tile(const Tile<A>& tile) {
   for (Index r = 0; r < tile.runs; ++r) {
     const Index x_next = x_at + tile.x_run;
     for (const Index end = g_at + whole; g_at < end; g_at += V, x_at += tile.x_step) {
-      if constexpr (TO < tile_outputs) {  // few channels: memory sets the pace
+      if constexpr (TO < correlation_outputs) {  // few channels: memory sets the pace
         __builtin_prefetch(tile.ahead + g_at, 0, 2);
       }
       Vec inputs[TK];
@@ -128,21 +130,15 @@ void correlate_tile(const Tile<A>& tile) {
     }
     x_at = x_next;
   }
-  A sums[(TO * TK + V - 1) / V * V];
-  sum_lanes<A, V, TO * TK>(sum, sums);
-  for (int o = 0; o < TO; ++o) {
-    double* const to = tile.sum + o * tile.sum_pitch;
-    if (tile.inputs == TK) {
-      for (int k = 0; k < TK; ++k) {
-        to[k] += static_cast<double>(sums[o * TK + k]);
-      }
-    } else {
-      INVCONV_UNROLL
-      for (int k = 0; k + 1 < TK; ++k) {
-        if (k < tile.inputs) {
-          to[k] += static_cast<double>(sums[o * TK + k]);
-        }
-      }
+  A sums[(TK * TO + V - 1) / V * V];
+  sum_lanes<A, V, TK * TO>(sum, sums);
+  if (tile.inputs == TK) {
+    for (int n = 0; n < TK * TO; ++n) {
+      tile.sums[n] += static_cast<double>(sums[n]);
+    }
+  } else {
+    for (Index n = 0; n < tile.inputs * TO; ++n) {
+      tile.sums[n] += static_cast<double>(sums[n]);
     }
   }
 }
@@ -327,7 +323,7 @@ const A* rows_below(const Images<const T>& images, const CorrelationUnit& unit, 
 
 template <class T, int V>
 void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
-                    const Images<const T>& g, const Arithmetic<T>* column, double* sum, Arithmetic<T>* scratch) {
+                    const Images<const T>& g, const Arithmetic<T>* column, double* sums, Arithmetic<T>* scratch) {
   using A = Arithmetic<T>;
   const Index kernel_height = shape.kernel_height, kernel_width = shape.kernel_width;
   const Index taps = kernel_width * kernel_height, images_rows = unit.images * unit.rows;
@@ -336,6 +332,11 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
   A* const packed_x = packed_g + shape.outputs * shape.g_line;
 
   using Function = void (*)(const Tile<A>&);
+  struct Prepared {
+    Tile<A> tile;
+    const Function* functions;
+    Index first;
+  };
   static constexpr int half = tile_inputs == 6 ? 3 : 1;
   static constexpr Function wide[] = {correlate_tile<A, V, 1, tile_inputs>, correlate_tile<A, V, 2, tile_inputs>,
                                       correlate_tile<A, V, 3, tile_inputs>, correlate_tile<A, V, 4, tile_inputs>};
@@ -347,7 +348,6 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
   tile.run = by_rows ? unit.columns : images_rows * unit.columns;
   tile.x_run = correlation_x_row(shape, unit.columns, V);
   tile.g_line = shape.g_line;
-  tile.sum_pitch = shape.inputs * taps;
   const Index row = unit.images * tile.x_run;
   tile.x_step = V;
   if (tile.run == V) {  // all of them as one run
@@ -369,47 +369,65 @@ void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, 
     Images<const T> part = x;
     part.data += first * x.channel;
     pack_x<T, A, V>(shape, unit, channels, part, column, packed_x);
-    const Index inputs = channels * taps;
-    for (Index o = 0; o < shape.outputs; o += tile_outputs) {
-      const Index outputs = o + tile_outputs <= shape.outputs ? tile_outputs : shape.outputs - o;
+    for (Index begin = 0; begin < channels; begin += shape.inputs_together) {
+      const Index rest = channels - begin, together = rest < shape.inputs_together ? rest : shape.inputs_together;
+      const Index inputs = together * taps;
       // The present tap's line, counted from the top: row i of the kernel reads kernel_height - 1 - i rows further
       // down.
-      const A* const first_line = packed_x + (by_rows ? tile.x_run - whole_vectors(unit.columns, V) : 0);
+      const A* const first_line = packed_x + begin * correlation_copies(shape) * shape.x_line +
+                                  (by_rows ? tile.x_run - whole_vectors(unit.columns, V) : 0);
       const A* line = first_line;
       Index i = 0, j = 0, c = 0;
       for (Index k = 0; k < inputs;) {
-        const bool is_wide = inputs - k > half;
-        const Index size = is_wide ? tile_inputs : half;
-        tile.inputs = k + size <= inputs ? size : inputs - k;
-        // Rows of g for which the tap lies above the image: whole vectors of them are left out.
-        const Index reach = i - unit.row, rows = reach < 0 ? 0 : (reach < unit.rows ? reach : unit.rows);
-        const Index above = rows * unit.images * g_line.row / V * V, x_above = by_rows ? rows * row : above;
-        tile.g = packed_g + o * shape.g_line + above;
-        tile.runs = runs > 1 ? runs - rows * unit.images : 1;
-        tile.run = runs > 1 ? run : run - above;
-        for (Index at = 0; at < size; ++at) {
-          if (at >= tile.inputs) {
-            tile.input[at] = tile.input[0];
-            continue;
-          }
-          tile.input[at] = line + (kernel_height - 1 - i) * row + x_above;
-          line += ++j == kernel_width ? next_input : next_column;
-          if (j == kernel_width) {
-            j = 0;
-            if (++c == channels) {
-              c = 0;
-              line = first_line;
-              ++i;
+        // A few tiles of inputs after the other for each block of outputs, whose lines the first level of cache holds.
+        Prepared prepared[tiles_together];
+        int count = 0;
+        for (; count < tiles_together && k < inputs; ++count) {
+          Prepared& next = prepared[count];
+          const bool is_wide = inputs - k > half;
+          const Index size = is_wide ? tile_inputs : half;
+          next.functions = is_wide ? wide : slim;
+          next.first = k;
+          next.tile = tile;
+          next.tile.inputs = k + size <= inputs ? size : inputs - k;
+          // Rows of g for which the tap lies above the image: whole vectors of them are left out.
+          const Index reach = i - unit.row, rows = reach < 0 ? 0 : (reach < unit.rows ? reach : unit.rows);
+          const Index above = rows * unit.images * g_line.row / V * V, x_above = by_rows ? rows * row : above;
+          next.tile.g = packed_g + above;
+          next.tile.runs = runs > 1 ? runs - rows * unit.images : 1;
+          next.tile.run = runs > 1 ? run : run - above;
+          for (Index at = 0; at < size; ++at) {
+            if (at >= next.tile.inputs) {
+              next.tile.input[at] = next.tile.input[0];
+              continue;
+            }
+            next.tile.input[at] = line + (kernel_height - 1 - i) * row + x_above;
+            line += ++j == kernel_width ? next_input : next_column;
+            if (j == kernel_width) {
+              j = 0;
+              if (++c == together) {
+                c = 0;
+                line = first_line;
+                ++i;
+              }
             }
           }
+          k += size;
         }
-        tile.ahead = tiles < shape.outputs                  ? rows_below(g, unit, tiles, packed_g)
-                     : tiles < shape.outputs + shape.inputs ? rows_below(x, unit, tiles - shape.outputs, packed_g)
-                                                            : packed_g;
-        ++tiles;
-        tile.sum = sum + o * tile.sum_pitch + first * taps + k;
-        (is_wide ? wide : slim)[outputs - 1](tile);
-        k += size;
+        for (Index o = 0; o < shape.outputs; o += correlation_outputs) {
+          const Index outputs = correlation_block(shape.outputs, o);
+          double* const block = sums + o * shape.inputs * taps + (first + begin) * taps * outputs;
+          for (int n = 0; n < count; ++n) {
+            Tile<A>& now = prepared[n].tile;
+            now.ahead = tiles < shape.outputs                  ? rows_below(g, unit, tiles, packed_g)
+                        : tiles < shape.outputs + shape.inputs ? rows_below(x, unit, tiles - shape.outputs, packed_g)
+                                                               : packed_g;
+            ++tiles;
+            now.sums = block + prepared[n].first * outputs;
+            prepared[n].functions[outputs - 1](now);
+            now.g += correlation_outputs * shape.g_line;
+          }
+        }
       }
     }
   }

@@ -31,7 +31,7 @@ struct CorrelationPlan {
   std::size_t column_bytes, sum_bytes, scratch_bytes;  // of one line, of one part of one group, of one worker
 
   CorrelationPlan(const Kernels<T>& table, const Sizes& s)
-      : shape{s.channels, s.channels, s.kernel_height, s.kernel_width, false, s.channels, 0, 0} {
+      : shape{s.channels, s.channels, s.kernel_height, s.kernel_width, false, s.channels, s.channels, 0, 0} {
     const Index lanes = table.lanes[0], bytes = static_cast<Index>(sizeof(A));
     // Runs of one or two vectors pay where a tile does enough with each, in the 24 accumulators of AVX-512.
     shape.by_rows = s.width >= 4 * lanes || (s.width % lanes == 0 && lanes * bytes == 64);
@@ -64,7 +64,12 @@ struct CorrelationPlan {
     shape.g_line = line(rows * images * row);
     shape.x_line = line((rows + s.kernel_height - 1) * images * correlation_x_row(shape, columns, lanes));
     const Index input_bytes = shape.x_line * correlation_copies(shape) * bytes;
-    shape.inputs_at_once = fair_share(s.channels, std::max<Index>(1, 256 * 1024 / input_bytes));
+    const auto fits = [&](Index cache) { return std::max<Index>(1, cache / input_bytes); };
+    // Their lines take half of the first level of cache or a little more: of an even number the taps fill tiles.
+    shape.inputs_together = std::min(s.channels, ceil_div(fits(24 * 1024), 2) * 2);
+    const Index rounds = ceil_div(s.channels, shape.inputs_together);
+    shape.inputs_at_once =
+        shape.inputs_together * fair_share(rounds, std::max<Index>(1, fits(256 * 1024) / shape.inputs_together));
     column_bytes = shape.by_rows ? 0 : aligned_bytes<A>(shape.x_line);
     scratch_bytes = aligned_bytes<A>(correlation_scratch_size(shape));
   }
@@ -121,10 +126,12 @@ T narrowed(double value) {
   }
 }
 
-/// Stores the derivatives of output `o`, whose sums are [i][c][j] for `at_once` inputs after the others; `s` are the
-/// clipped sizes. What reads nothing has the derivative 0: taps beyond these, and the anchor's upper triangle.
+/// Stores the derivatives of output `o`, whose sums, each `step` after the one before it, are [i][c][j] for `together`
+/// inputs after the others; `s` are the clipped sizes. What reads nothing has the derivative 0: taps beyond these, and
+/// the anchor's upper triangle.
 template <class T>
-void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, Index at_once, const double* sums) {
+void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, Index together, const double* sums,
+           Index step) {
   const Taps<T>& dw = problem.groups[static_cast<std::size_t>(group)].dw;
   const double sign = problem.negative ? -1 : 1;
   const bool clipped = s.kernel_height < problem.sizes.kernel_height || s.kernel_width < problem.sizes.kernel_width;
@@ -135,11 +142,11 @@ void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, 
         to[i * dw.row + j * dw.column] = narrowed<T>(0);
       }
     }
-    const Index first = c / at_once * at_once, inputs = std::min(at_once, s.channels - first);
+    const Index first = c / together * together, inputs = std::min(together, s.channels - first);
     for (Index i = 0; sums != nullptr && i < s.kernel_height; ++i) {
-      const double* const from = sums + (first * s.kernel_height + i * inputs + c - first) * s.kernel_width;
+      const double* const from = sums + (first * s.kernel_height + i * inputs + c - first) * s.kernel_width * step;
       for (Index j = 0; j < s.kernel_width; ++j) {
-        to[i * dw.row + j * dw.column] = narrowed<T>(sign * from[j]);
+        to[i * dw.row + j * dw.column] = narrowed<T>(sign * from[j * step]);
       }
     }
     if (c > o || (c == o && problem.unit_diagonal)) {
@@ -171,7 +178,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
   if (is_empty(s)) {
     for (Index group = 0; group < s.groups; ++group) {
       for (Index o = 0; o < s.channels; ++o) {
-        store(problem, s, group, o, 1, nullptr);
+        store(problem, s, group, o, 1, nullptr, 0);
       }
     }
     return;
@@ -205,7 +212,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
     const Index begin = plan.units() * part / parts, end = plan.units() * (part + 1) / parts;
     for (Index index = begin; index < end; ++index) {
       CorrelationUnit unit = plan.unit(s, index);
-      const bool follows = index > begin && unit.row > 0 && shape.inputs_at_once == s.channels;
+      const bool follows = index > begin && unit.row > 0 && shape.inputs_at_once >= s.channels;
       unit.rows_before = follows ? plan.rows : 0;
       unit.rows_after = index + 1 < end ? std::min(plan.rows, s.height - unit.row - unit.rows) : 0;
       const Index image = plan.first_image(s, index);
@@ -229,7 +236,9 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
       }
     }
     for (Index o = 0; o < shape.outputs; ++o) {
-      store(problem, s, group, output + o, shape.inputs_at_once, sum_of(0) + o * row_sums(s));
+      const Index block = o / correlation_outputs * correlation_outputs;
+      store(problem, s, group, output + o, shape.inputs_together, sum_of(0) + block * row_sums(s) + o - block,
+            correlation_block(shape.outputs, block));
     }
   };
   parallel_for(correlation_threads(s, execution, plan.tasks(s)), {plan.tasks(s), Order::any}, run_task);

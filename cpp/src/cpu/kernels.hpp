@@ -94,7 +94,9 @@ struct CorrelationShape {
   /// Whether each row is packed by itself, with room for its left neighbours, for rows that fill their vectors; or all
   /// of them as one run.
   bool by_rows;
-  std::int64_t inputs_at_once;  // are packed at a time
+  // Are packed at a time, and of these gone through at a time: the lines of the latter and of a block of outputs fit in
+  // the first level of cache. The former is a multiple of the latter.
+  std::int64_t inputs_at_once, inputs_together;
   std::int64_t g_line, x_line;  // elements of a packed channel, and between two of them
 };
 
@@ -108,6 +110,12 @@ struct CorrelationUnit {
 /// The most products that a correlation adds up one after the other in the arithmetic of T; such sums, of which the
 /// lanes of a vector are folded onto each other, are added up in double.
 inline constexpr std::int64_t correlation_chain = 256;
+
+/// The sums of so many outputs lie side by side; those of the last ones may be fewer.
+inline constexpr int correlation_outputs = 4;
+[[gnu::always_inline]] inline std::int64_t correlation_block(std::int64_t outputs, std::int64_t first) {
+  return outputs - first < correlation_outputs ? outputs - first : correlation_outputs;
+}
 
 template <class T>
 struct Kernels {
@@ -138,13 +146,14 @@ struct Kernels {
   void (*conv_columns)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,
                        std::int64_t begin, std::int64_t end, const A* packed, void* scratch);
 
-  /// Adds the unit's products to sum[o][i][c][j], for output o and the tap (i, j) of input c, or rather, where not all
-  /// inputs are packed at once, to one such array [i][c][j] after the other for those that are. A lane adds up at most
-  /// correlation_chain products, so a unit has at most that many vectors of pixels. Unless rows are packed by
-  /// themselves, `column` is the column, counted from the unit's first one, of each element of a line of x. It and
-  /// `scratch`, which holds correlation_scratch_size(shape) elements, are aligned to 64 bytes.
+  /// Adds the unit's products to sums[b][i][c][j][o], for the outputs o of the block b and the tap (i, j) of input c,
+  /// or rather, where not all inputs are gone through together, to one such array [i][c][j][o] after the other for
+  /// those that are. A lane adds up at most correlation_chain products, so a unit has at most that many vectors of
+  /// pixels. Unless rows are packed by themselves, `column` is the column, counted from the unit's first one, of each
+  /// element of a line of x. It and `scratch`, which holds correlation_scratch_size(shape) elements, are aligned to 64
+  /// bytes.
   void (*correlate)(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
-                    const Images<const T>& g, const A* column, double* sum, A* scratch);
+                    const Images<const T>& g, const A* column, double* sums, A* scratch);
 };
 
 [[gnu::always_inline]] inline std::int64_t whole_vectors(std::int64_t elements, std::int64_t lanes) {
