@@ -19,8 +19,8 @@ Index row_sums(const Sizes& s) { return s.channels * s.kernel_width * s.kernel_h
 using Arrivals = std::atomic<int>;
 
 /// What a correlation is split into: units of a few images, a band of their rows and a segment of these; the units are
-/// dealt to a few parts, and the output channels to slices. It depends on the shape alone, never on the threads: the
-/// order of the sum is part of the result.
+/// dealt to a few parts, and the output channels to slices. Units and parts depend on the shape alone, never on the
+/// threads: the order of the sum is part of the result.
 template <class T>
 struct CorrelationPlan {
   using A = Arithmetic<T>;
@@ -28,9 +28,10 @@ struct CorrelationPlan {
   Index images, rows, columns;    // of a unit; some have fewer
   Index blocks, bands, segments;  // blocks of images, bands of rows, segments of columns
   Index parts, slices;
+  int threads;
   std::size_t column_bytes, sum_bytes, scratch_bytes;  // of one line, of one part of one group, of one worker
 
-  CorrelationPlan(const Kernels<T>& table, const Sizes& s)
+  CorrelationPlan(const Kernels<T>& table, const Sizes& s, int most_threads)
       : shape{s.channels, s.channels, s.kernel_height, s.kernel_width, false, s.channels, s.channels, 0, 0} {
     const Index lanes = table.lanes[0], bytes = static_cast<Index>(sizeof(A));
     // Runs of one or two vectors pay where a tile does enough with each, in the 24 accumulators of AVX-512.
@@ -54,15 +55,17 @@ struct CorrelationPlan {
     // The sums of all parts take a few megabytes at most, unless one part alone takes more.
     sum_bytes = aligned_bytes<double>(s.channels * row_sums(s));
     parts = std::clamp<Index>((4 << 20) / static_cast<Index>(sum_bytes), 1, std::min<Index>(units(), 16));
-    // Each slice packs x anew: it has 24 outputs at least, in tiles of 4.
-    const Index wanted = ceil_div(8, parts * s.groups);
-    const Index most = std::max<Index>(1, s.channels / 24);
-    shape.outputs = std::min(s.channels, ceil_div(ceil_div(s.channels, std::min(wanted, most)), 4) * 4);
-    slices = ceil_div(s.channels, shape.outputs);
     // A vector more than is used, and an odd number of them, against 4K aliasing.
     const auto line = [&](Index elements) { return ((whole_vectors(elements, lanes) / lanes + 1) | 1) * lanes; };
     shape.g_line = line(rows * images * row);
     shape.x_line = line((rows + s.kernel_height - 1) * images * correlation_x_row(shape, columns, lanes));
+    // Each slice packs x anew: there are only as many as give each thread a task, of 24 outputs at least, and as keep
+    // the lines of g in the second level of cache.
+    const Index busy = std::min(ceil_div<Index>(most_threads, parts * s.groups), std::max<Index>(1, s.channels / 24));
+    const Index wanted = std::max(busy, ceil_div(s.channels * shape.g_line * bytes, 512 * 1024));
+    shape.outputs = std::min(s.channels, whole_vectors(ceil_div(s.channels, wanted), correlation_outputs));
+    slices = ceil_div(s.channels, shape.outputs);
+    threads = static_cast<int>(std::min<Index>(most_threads, tasks(s)));
     const Index input_bytes = shape.x_line * correlation_copies(shape) * bytes;
     const auto fits = [&](Index cache) { return std::max<Index>(1, cache / input_bytes); };
     // Their lines take half of the first level of cache or a little more: of an even number the taps fill tiles.
@@ -93,7 +96,7 @@ struct CorrelationPlan {
   /// The blocks have as many images as each other, or one more.
   Index first_image(const Sizes& s, Index index) const { return s.batch * (index / bands / segments) / blocks; }
 
-  std::size_t bytes(const Sizes& s, int threads) const {
+  std::size_t bytes(const Sizes& s) const {
     return sum_bytes * static_cast<std::size_t>(parts * s.groups) + arrivals_bytes(s) +
            (column_bytes + scratch_bytes) * static_cast<std::size_t>(threads);
   }
@@ -155,16 +158,12 @@ void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, 
   }
 }
 
-int correlation_threads(const Sizes& s, const Cpu& execution, Index tasks) {
-  return static_cast<int>(std::min<Index>(useful_threads(s, execution), tasks));
-}
-
 }  // namespace
 
 template <class T>
 std::size_t correlation_workspace(const Sizes& s, const Cpu& execution) {
-  const CorrelationPlan<T> plan(kernels<T>(), s);
-  return plan.bytes(s, correlation_threads(s, execution, plan.tasks(s)));
+  const CorrelationPlan<T> plan(kernels<T>(), s, useful_threads(s, execution));
+  return plan.bytes(s);
 }
 
 template <class T>
@@ -183,7 +182,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
     }
     return;
   }
-  const CorrelationPlan<T> plan(table, s);
+  const CorrelationPlan<T> plan(table, s, useful_threads(s, execution));
   const Index parts = plan.parts, slices = plan.slices;
   auto* const sums = static_cast<std::byte*>(workspace);
   std::byte* const arrivals = sums + plan.sum_bytes * static_cast<std::size_t>(parts * s.groups);
@@ -241,7 +240,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
             correlation_block(shape.outputs, block));
     }
   };
-  parallel_for(correlation_threads(s, execution, plan.tasks(s)), {plan.tasks(s), Order::any}, run_task);
+  parallel_for(plan.threads, {plan.tasks(s), Order::any}, run_task);
 }
 
 #define INVCONV_INSTANTIATE(T)                                             \
