@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <functional>
 #include <new>
 #include <type_traits>
 
 #include "cpu/sizes.hpp"
+#include "pause.hpp"
 #include "threads.hpp"
 
 namespace invconv::detail::cpu {
@@ -27,7 +30,7 @@ struct CorrelationPlan {
   CorrelationShape shape;
   Index images, rows, columns;    // of a unit; some have fewer
   Index blocks, bands, segments;  // blocks of images, bands of rows, segments of columns
-  Index parts, slices;
+  Index parts, slices, shares;    // shares: of the work at the end of a slice
   int threads;
   std::size_t column_bytes, sum_bytes, scratch_bytes;  // of one line, of one part of one group, of one worker
 
@@ -66,6 +69,7 @@ struct CorrelationPlan {
     shape.outputs = std::min(s.channels, whole_vectors(ceil_div(s.channels, wanted), correlation_outputs));
     slices = ceil_div(s.channels, shape.outputs);
     threads = static_cast<int>(std::min<Index>(most_threads, tasks(s)));
+    shares = std::min(ceil_div<Index>(threads, slices * s.groups), ceil_div<Index>(shape.outputs, correlation_outputs));
     const Index input_bytes = shape.x_line * correlation_copies(shape) * bytes;
     const auto fits = [&](Index cache) { return std::max<Index>(1, cache / input_bytes); };
     // Their lines take half of the first level of cache or a little more: of an even number the taps fill tiles.
@@ -112,12 +116,6 @@ void number_columns(Index columns, Index elements, A* line) {
   }
 }
 
-void add(Index n, const double* from, double* to) {
-  for (Index k = 0; k < n; ++k) {
-    to[k] += from[k];
-  }
-}
-
 template <class T>
 T narrowed(double value) {
   if constexpr (std::is_same_v<T, float16>) {
@@ -129,32 +127,61 @@ T narrowed(double value) {
   }
 }
 
-/// Stores the derivatives of output `o`, whose sums, each `step` after the one before it, are [i][c][j] for `together`
-/// inputs after the others; `s` are the clipped sizes. What reads nothing has the derivative 0: taps beyond these, and
-/// the anchor's upper triangle.
+/// Sets an output's derivatives for an input to 0.
 template <class T>
-void store(const Correlation<T>& problem, const Sizes& s, Index group, Index o, Index together, const double* sums,
-           Index step) {
-  const Taps<T>& dw = problem.groups[static_cast<std::size_t>(group)].dw;
+void clear(const Correlation<T>& problem, const Taps<T>& dw, Index o, Index c) {
+  for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
+    for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
+      dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column] = narrowed<T>(0);
+    }
+  }
+}
+
+/// Stores the derivatives of N outputs, `output` and those after it. sum(k) are the sums, [i][c][j][output] for
+/// `together` inputs after the others; `s` are the clipped sizes. What reads nothing has the derivative 0: taps beyond
+/// these, and the anchor's upper triangle.
+template <int N, class T, class Sum>
+void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index output, Index together,
+           const Sum& sum) {
   const double sign = problem.negative ? -1 : 1;
   const bool clipped = s.kernel_height < problem.sizes.kernel_height || s.kernel_width < problem.sizes.kernel_width;
   for (Index c = 0; c < s.channels; ++c) {
-    T* const to = dw.data + o * dw.out + c * dw.in;
-    for (Index i = 0; (sums == nullptr || clipped) && i < problem.sizes.kernel_height; ++i) {
-      for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
-        to[i * dw.row + j * dw.column] = narrowed<T>(0);
-      }
+    for (Index n = 0; clipped && n < N; ++n) {
+      clear(problem, dw, output + n, c);
     }
     const Index first = c / together * together, inputs = std::min(together, s.channels - first);
-    for (Index i = 0; sums != nullptr && i < s.kernel_height; ++i) {
-      const double* const from = sums + (first * s.kernel_height + i * inputs + c - first) * s.kernel_width * step;
-      for (Index j = 0; j < s.kernel_width; ++j) {
-        to[i * dw.row + j * dw.column] = narrowed<T>(sign * from[j * step]);
+    T* const to = dw.data + output * dw.out + c * dw.in;
+    for (Index i = 0; i < s.kernel_height; ++i) {
+      Index from = (first * s.kernel_height + i * inputs + c - first) * s.kernel_width * N;
+      for (Index j = 0; j < s.kernel_width; ++j, from += N) {
+        for (Index n = 0; n < N; ++n) {
+          to[n * dw.out + i * dw.row + j * dw.column] = narrowed<T>(sign * sum(from + n));
+        }
       }
     }
-    if (c > o || (c == o && problem.unit_diagonal)) {
-      to[0] = narrowed<T>(0);
+    for (Index n = 0; n < N; ++n) {
+      if (c > output + n || (c == output + n && problem.unit_diagonal)) {
+        to[n * dw.out] = narrowed<T>(0);
+      }
     }
+  }
+}
+
+/// Stores the sums, or the sums of two, of a block of `outputs` outputs.
+template <class T>
+void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index output, Index outputs,
+           Index together, const double* left, const double* right) {
+  const auto block = [&](const auto& sum) {
+    static_assert(correlation_outputs == 4);
+    outputs == 4   ? store<4>(problem, dw, s, output, together, sum)
+    : outputs == 3 ? store<3>(problem, dw, s, output, together, sum)
+    : outputs == 2 ? store<2>(problem, dw, s, output, together, sum)
+                   : store<1>(problem, dw, s, output, together, sum);
+  };
+  if (right == nullptr) {
+    block([&](Index k) { return left[k]; });
+  } else {
+    block([&](Index k) { return left[k] + right[k]; });
   }
 }
 
@@ -175,31 +202,52 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
   const Kernels<T>& table = kernels<T>();
   const Sizes s = clipped(problem.sizes);
   if (is_empty(s)) {
-    for (Index group = 0; group < s.groups; ++group) {
+    for (const auto& group : problem.groups) {
       for (Index o = 0; o < s.channels; ++o) {
-        store(problem, s, group, o, 1, nullptr, 0);
+        for (Index c = 0; c < s.channels; ++c) {
+          clear(problem, group.dw, o, c);
+        }
       }
     }
     return;
   }
   const CorrelationPlan<T> plan(table, s, useful_threads(s, execution));
-  const Index parts = plan.parts, slices = plan.slices;
+  const Index parts = plan.parts, slices = plan.slices, shares = plan.shares;
   auto* const sums = static_cast<std::byte*>(workspace);
   std::byte* const arrivals = sums + plan.sum_bytes * static_cast<std::size_t>(parts * s.groups);
   std::byte* const workers = arrivals + plan.arrivals_bytes(s);
   for (Index k = 0; k < plan.tasks(s); ++k) {
     new (reinterpret_cast<Arrivals*>(arrivals) + k) Arrivals{0};
   }
+  // Of a slice of the outputs of a group.
+  const auto outputs_of = [&](Index slice) {
+    return std::min(plan.shape.outputs, s.channels - slice * plan.shape.outputs);
+  };
+  const auto sum_of = [&](Index group, Index slice, Index part) {
+    return reinterpret_cast<double*>(sums + plan.sum_bytes * static_cast<std::size_t>(group * parts + part)) +
+           slice * plan.shape.outputs * row_sums(s);
+  };
+  const auto arrivals_of = [&](Index group, Index slice) {
+    return reinterpret_cast<Arrivals*>(arrivals) + (group * slices + slice) * parts;
+  };
+  // The root of the tree of sums: the parts whose sums are the left branch's and, if there is one, the right one's.
+  const Index right_branch = parts > 1 ? static_cast<Index>(std::bit_floor(static_cast<std::size_t>(parts - 1))) : 0;
+  const int branches = parts > 1 ? 2 : 1;
+  const auto finish = [&](Index group, Index slice, Index share) {
+    const Index outputs = outputs_of(slice), blocks = ceil_div<Index>(outputs, correlation_outputs);
+    for (Index block = blocks * share / shares; block < blocks * (share + 1) / shares; ++block) {
+      const Index o = block * correlation_outputs, at = o * row_sums(s);
+      store(problem, problem.groups[static_cast<std::size_t>(group)].dw, s, slice * plan.shape.outputs + o,
+            correlation_block(outputs, o), plan.shape.inputs_together, sum_of(group, slice, 0) + at,
+            branches > 1 ? sum_of(group, slice, right_branch) + at : nullptr);
+    }
+  };
   // Parts follow each other, so that a thread adds up most of its own.
-  const auto run_task = [&](Index task, int worker) {
+  const auto run_part = [&](Index task, int worker) {
     const Index part = task % parts, slice = task / parts % slices, group = task / parts / slices;
     const Index output = slice * plan.shape.outputs;
     CorrelationShape shape = plan.shape;
-    shape.outputs = std::min(shape.outputs, s.channels - output);
-    const auto sum_of = [&](Index index) {
-      return reinterpret_cast<double*>(sums + plan.sum_bytes * static_cast<std::size_t>(group * parts + index)) +
-             output * row_sums(s);
-    };
+    shape.outputs = outputs_of(slice);
     auto* const columns =
         reinterpret_cast<A*>(workers + (plan.column_bytes + plan.scratch_bytes) * static_cast<std::size_t>(worker));
     auto* const scratch = columns + plan.column_bytes / sizeof(A);
@@ -207,7 +255,8 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
       number_columns(plan.columns, shape.x_line, columns);
     }
     const Index count = shape.outputs * row_sums(s);
-    std::fill_n(sum_of(part), count, 0.0);
+    double* const sum = sum_of(group, slice, part);
+    std::fill_n(sum, count, 0.0);
     const Index begin = plan.units() * part / parts, end = plan.units() * (part + 1) / parts;
     for (Index index = begin; index < end; ++index) {
       CorrelationUnit unit = plan.unit(s, index);
@@ -218,29 +267,38 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
       auto [x, g, dw] = problem.groups[static_cast<std::size_t>(group)];
       x.data += image * x.batch;
       g.data += image * g.batch + output * g.channel;
-      table.correlate(shape, unit, x, g, columns, sum_of(part), scratch);
+      table.correlate(shape, unit, x, g, columns, sum, scratch);
     }
     // The sums of two neighbours are added up by the thread that is done last, and so on, in an order that no thread
     // changes: a binary tree. Each part but the first is the first one of the right branch of one node.
+    Arrivals* const nodes = arrivals_of(group, slice);
     Index left = part;
-    for (Index size = 1; size < parts; size *= 2) {
+    for (Index size = 1; 2 * size < parts; size *= 2) {
       left = left / (2 * size) * (2 * size);
       const Index right = left + size;
       if (right < parts) {
-        Arrivals& node = reinterpret_cast<Arrivals*>(arrivals)[task - part + right];
-        if (node.fetch_add(1, std::memory_order_acq_rel) == 0) {
+        if (nodes[right].fetch_add(1, std::memory_order_acq_rel) == 0) {
           return;
         }
-        add(count, sum_of(right), sum_of(left));
+        const double* const from = sum_of(group, slice, right);
+        double* const to = sum_of(group, slice, left);
+        std::transform(to, to + count, from, to, std::plus<>());
       }
     }
-    for (Index o = 0; o < shape.outputs; ++o) {
-      const Index block = o / correlation_outputs * correlation_outputs;
-      store(problem, s, group, output + o, shape.inputs_together, sum_of(0) + block * row_sums(s) + o - block,
-            correlation_block(shape.outputs, block));
+    if (nodes[0].fetch_add(1, std::memory_order_acq_rel) == branches - 1 && shares == 1) {
+      finish(group, slice, 0);
     }
   };
-  parallel_for(plan.threads, {plan.tasks(s), Order::any}, run_task);
+  // Where threads are more than slices they share the work at the root. Nobody waits for a part that has not begun.
+  const auto run_share = [&](Index task) {
+    const Index share = task % shares, slice = task / shares % slices, group = task / shares / slices;
+    wait_until(
+        [root = arrivals_of(group, slice), branches] { return root->load(std::memory_order_acquire) == branches; });
+    finish(group, slice, share);
+  };
+  const TaskList lists[] = {{plan.tasks(s), Order::any}, {shares > 1 ? shares * slices * s.groups : 0, Order::any}};
+  parallel_for(plan.threads, lists,
+               [&](int list, Index task, int worker) { list == 0 ? run_part(task, worker) : run_share(task); });
 }
 
 #define INVCONV_INSTANTIATE(T)                                             \

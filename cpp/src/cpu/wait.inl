@@ -2,10 +2,6 @@
 
 #pragma once
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <sched.h>
-#endif
-
 #include "cpu/vectors.inl"
 #include "pause.hpp"
 
@@ -30,22 +26,18 @@ class BandAbove {
     }
   }
 
-  /// Returns once it has finished `columns` columns; a thread that waits long gives its core away. What it has been
-  /// seen to have finished is remembered: to look again is to fetch a cache line from another core.
+  /// Returns once it has finished `columns` columns. What it has been seen to have finished is remembered: to look
+  /// again is to fetch a cache line from another core.
   void wait_for(Index columns) {
     if (band_.before == nullptr) {
       return;
     }
     const Index enough = progress_of(band_.index - 1, columns < width_ ? columns : width_, width_);
-    for (int turns = 0; seen_ < enough; ++turns) {
-      seen_ = __atomic_load_n(&band_.before->columns, __ATOMIC_ACQUIRE);
-      if (seen_ < enough && turns < 4000) {
-        pause();
-      } else if (seen_ < enough) {
-#if defined(__unix__) || defined(__APPLE__)
-        sched_yield();
-#endif
-      }
+    if (seen_ < enough) {
+      wait_until([&]() __attribute__((always_inline)) {
+        seen_ = __atomic_load_n(&band_.before->columns, __ATOMIC_ACQUIRE);
+        return seen_ >= enough;
+      });
     }
   }
 
