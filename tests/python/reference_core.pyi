@@ -1,7 +1,6 @@
 # ruff: noqa
 # fmt: off
 # The stub of the compiled module as it was generated; test_stubs.py compares it with the installed one.
-
 """The compiled core of invconv. Use the functions of the package itself."""
 
 
@@ -37,6 +36,11 @@ def growth(weight: object, height: object, width: object, corner: object, unit_d
 
 def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], groups: int, device: int) -> int:
     """Bytes of the workspace that an operation needs on a CUDA device."""
+
+def use_exchange_table(type: type) -> bool:
+    """
+    From now on, take objects of this type, torch.Tensor, as arguments, through DLPack's table of functions in C; say whether the type has one. The caller answers for what a description of memory does not say.
+    """
 
 def read_dlpack(capsule: object) -> tuple[int, int, int, str, tuple[int, ...], tuple[int, ...], bool]:
     """
