@@ -16,7 +16,8 @@ namespace invconv::detail::cpu {
 namespace {
 
 /// What is packed; behind it are the numbers. Each worker packs for itself, which takes no longer than to get them from
-/// another core; only what is too large for one core's cache is packed once for all, beforehand.
+/// another core; only what is too large for one core's cache, and for more threads than there are groups, is packed
+/// once for all, beforehand.
 struct alignas(64) PackedWeight {
   Index group;
 };
@@ -32,6 +33,7 @@ const Part* same_weight(const FilterPlan& plan, const Part& part) {
 template <class A>
 struct Pieces {
   std::size_t weight, worker, ring, edge, progress;        // bytes of one
+  bool for_all;                                            // weights are packed beforehand, one for each group
   std::size_t weights, workers, rings, edges, progresses;  // how many
 
   Pieces(const FilterPlan& plan, const Part& part, Index groups)
@@ -40,9 +42,8 @@ struct Pieces {
         ring(aligned_bytes<A>(part.ring_elements)),
         edge(aligned_bytes<A>(part.edge_elements)),
         progress(sizeof(Progress)),
-        weights(same_weight(plan, part) != &part ? 0
-                : weight > most_own_weight       ? static_cast<std::size_t>(groups)
-                                                 : static_cast<std::size_t>(plan.threads)),
+        for_all(weight > most_own_weight && groups < plan.threads),
+        weights(same_weight(plan, part) != &part ? 0 : static_cast<std::size_t>(for_all ? groups : plan.threads)),
         workers(static_cast<std::size_t>(plan.threads)) {
     // Bands in the making are at most as many as the threads, and follow each other; what the one below the last of
     // them reads is one more. A worker that has all the bands to itself needs two.
@@ -78,7 +79,7 @@ class PartRun {
     for (std::size_t i = 0; i < pieces_.weights; ++i) {
       new (weights_ + i * pieces_.weight) PackedWeight{-1};
     }
-    for (Index group = 0; pieces_.weight > most_own_weight && group < groups_; ++group) {
+    for (Index group = 0; pieces_.for_all && group < groups_; ++group) {
       packed_weight(group, 0);
     }
     // Beside their columns, and above the first band, edges are zeros.
@@ -155,7 +156,7 @@ class PartRun {
   }
 
   const A* packed_weight(Index group, int worker) const {
-    const Index slot = pieces_.weight > most_own_weight ? group : worker;
+    const Index slot = pieces_.for_all ? group : worker;
     auto* const packed = at<PackedWeight>(weights_, pieces_.weight, slot);
     A* const numbers = reinterpret_cast<A*>(packed + 1);
     if (packed->group != group) {
