@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -107,46 +108,48 @@ std::optional<Type> find_type(std::string_view name) {
 /// DLPack's table of functions for the exchange between compiled libraries (dlpack.h, DLPackExchangeAPI).
 struct ExchangeTable {
   std::uint32_t major, minor;
-  ExchangeTable* previous;
+  const ExchangeTable* previous;
   void *allocate, *from_object, *to_object;
   /// Describes an object for as long as it lives; 0, or -1 with a Python exception set.
   int (*look)(void* object, nb::dlpack::dltensor* tensor);
   void* current_stream;
 };
 
-/// The type whose objects are read through its table: torch.Tensor, once that is loaded.
+/// A type whose objects are read through its table. It lives as long as the process.
 struct Exchanged {
-  PyTypeObject* type = nullptr;
-  const ExchangeTable* table = nullptr;
+  PyTypeObject* type;
+  const ExchangeTable* table;
 };
-Exchanged exchanged;
+/// torch.Tensor's, once torch is loaded.
+std::atomic<const Exchanged*> exchanged{nullptr};
 
-bool use_exchange_table(nb::handle type) {
+bool use_exchange_table(nb::type_object type) {
   const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
     return false;
   }
   const auto* table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  while (table != nullptr && table->major != 1) {
+  while (table != nullptr && table->major != 1) {  // the one laid out as above, among newer ones
     table = table->previous;
   }
   if (table == nullptr || table->look == nullptr) {
     return false;
   }
-  exchanged = {reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr()), table};
+  exchanged = new Exchanged{reinterpret_cast<PyTypeObject*>(type.release().ptr()), table};
   return true;
 }
 
-/// The memory of an array of 3 to 5 axes, borrowed for a call. The plain kinds: what has Python's buffer protocol, a
-/// tuple (address, name of the dtype, shape, strides in elements) that its maker vouches for, and a tensor of the type
-/// that has an exchange table, of which the caller knows that nothing but its memory counts, and on which device.
+/// The memory of an array of 3 to 5 axes, borrowed for a call. The plain kinds: what has Python's buffer protocol; a
+/// tuple (address, name of the dtype, shape, strides in elements) that its maker vouches for; and a tensor. Of a tensor
+/// nothing but the memory is looked at: that it needs no gradient and has no lazy minus sign, and on which device it
+/// is, the caller has checked.
 class Array {
  public:
   Array(nb::handle object, bool writable = false) {
     if (PyTuple_CheckExact(object.ptr())) {
       plain_ = describe(object.ptr());
-    } else if (exchanged.table != nullptr && PyObject_TypeCheck(object.ptr(), exchanged.type)) {
-      plain_ = look(object.ptr());
+    } else if (const Exchanged* of = exchanged; of != nullptr && PyObject_TypeCheck(object.ptr(), of->type)) {
+      plain_ = look(object.ptr(), *of->table);
     } else {
       plain_ = borrow(object.ptr(), writable);
     }
@@ -262,9 +265,9 @@ class Array {
     return true;
   }
 
-  bool look(PyObject* object) {
+  bool look(PyObject* object, const ExchangeTable& table) {
     nb::dlpack::dltensor tensor;
-    if (exchanged.table->look(object, &tensor) != 0) {
+    if (table.look(object, &tensor) != 0) {
       PyErr_Clear();
       return false;
     }

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch._C import (
     DispatchKey,
     DispatchKeySet,
+    _are_functorch_transforms_active,
     _dispatch_keys,
     _get_tracing_state,
     _len_torch_dispatch_stack,
@@ -177,12 +178,13 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 def _is_plain(*tensors: Any, keys: tuple[DispatchKeySet, ...] = _PLAIN) -> bool:
     """Whether only the core needs to see a call: ordinary tensors, and nothing watches.
 
-    What watches is torch.compile, a tracer, a mode, the profiler, and forward mode. (A transform of
-    torch.func wraps the tensors it is concerned with.) Reverse mode does where gradients are
-    recorded: see ``_records``.
+    What watches is torch.compile, a tracer, a mode, the profiler, forward mode, and a transform of
+    torch.func, also where the tensors are not those that it wraps. Reverse mode does where
+    gradients are recorded: see ``_records``.
     """
     if (
         is_compiling()
+        or _are_functorch_transforms_active()
         or _get_tracing_state() is not None
         or _len_torch_function_stack() > 0
         or _len_torch_dispatch_stack() > 0
@@ -610,39 +612,39 @@ def _apply_plain(derived: Any, *arguments: Any) -> Any:
     return super(torch.autograd.Function, derived).apply(*arguments)
 
 
+def _plain_forward(function: str, ctx: Any, images: Tensor, weight: Tensor, *options: Any) -> Any:
+    """The result for plain tensors on the CPU, or None where the core does not take the arguments.
+
+    Saves for ``backward`` what that expects.
+    """
+    result = torch.empty_like(images)
+    if not getattr(_core, function)(_memory(images), _memory(weight), _memory(result), *options):
+        return None
+    corner, *others = options
+    ctx.options = (corner if isinstance(corner, str) else ",".join(corner), *others)
+    ctx.save_for_backward(result if function == "solve" else images, weight)
+    ctx.set_materialize_grads(False)
+    return result
+
+
 class _PlainSolve(torch.autograd.Function):
-    """_Solve for plain tensors on the CPU; None where the core cannot tell what to do."""
+    """_Solve in one step, for where _plain_forward will do."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, *options: Any) -> Tensor | None:
-        x = torch.empty_like(y)
-        if not _core.solve(_memory(y), _memory(weight), _memory(x), *options):
-            return None
-        _keep(ctx, x, weight, *options)
-        return x
+    def forward(ctx: Any, y: Tensor, weight: Tensor, *options: Any) -> Any:
+        return _plain_forward("solve", ctx, y, weight, *options)
 
     backward = _Solve.backward
 
 
 class _PlainConv(torch.autograd.Function):
-    """_Conv, as _PlainSolve is _Solve."""
+    """_Conv in one step, for where _plain_forward will do."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, *options: Any) -> Tensor | None:
-        y = torch.empty_like(x)
-        if not _core.conv(_memory(x), _memory(weight), _memory(y), *options):
-            return None
-        _keep(ctx, x, weight, *options)
-        return y
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *options: Any) -> Any:
+        return _plain_forward("conv", ctx, x, weight, *options)
 
     backward = _Conv.backward
-
-
-def _keep(ctx: Any, images: Tensor, weight: Tensor, corner: Corner, *others: Any) -> None:
-    """Save for ``backward`` what the core took; it knows one name or a tuple of names."""
-    ctx.options = (corner if isinstance(corner, str) else ",".join(corner), *others)
-    ctx.save_for_backward(images, weight)
-    ctx.set_materialize_grads(False)
 
 
 # torch.compile takes each of these into its graph as one operation and does not look inside.
@@ -689,9 +691,10 @@ def filter(
                 if out is not None:
                     torch.autograd.graph.increment_version(out)
                 return result
-        elif out is None and images.dim() == 4:
+        elif (
+            out is None and images.dim() == 4
+        ):  # as backward wants them; the core takes one image too
             derived = _PlainSolve if function == "solve" else _PlainConv
-            # The core returns nothing where an argument is to be looked at more closely.
             recorded: Tensor | None = _apply_plain(derived, images, weight, *options)
             if recorded is not None:
                 return recorded

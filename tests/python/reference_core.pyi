@@ -1,6 +1,7 @@
 # ruff: noqa
 # fmt: off
 # The stub of the compiled module as it was generated; test_stubs.py compares it with the installed one.
+
 """The compiled core of invconv. Use the functions of the package itself."""
 
 

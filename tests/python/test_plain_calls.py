@@ -453,6 +453,25 @@ def test_transforms_see_what_they_map() -> None:
     )
 
 
+@pytest.mark.parametrize("function", [invconv.solve, invconv.conv, None])
+def test_transforms_see_what_they_do_not_map(function: Callable[..., Any] | None) -> None:
+    """Tensors from outside of a transform that require a gradient."""
+    y, w, _ = tensors()
+    y.requires_grad_()
+
+    def result() -> torch.Tensor:
+        product: torch.Tensor = invconv.weight_grad(y, y, 3) if function is None else function(y, w)
+        return product
+
+    (g,) = torch.autograd.grad(result().square().sum(), y)
+    z = torch.ones(result().shape)
+    product = torch.func.vmap(lambda z: result() * z)(torch.stack([z, 2 * z]))
+    assert torch.equal(product[1], 2 * result())
+    total = torch.func.grad(lambda z: (result() * z.square()).sum())(z / 2)
+    assert torch.equal(total, result())
+    assert torch.equal(torch.autograd.grad((total * result().detach()).sum(), y)[0], g / 2)
+
+
 @pytest.mark.usefixtures("tensors_as")
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("dtype", list(_torch._DTYPE_NAMES))

@@ -126,7 +126,7 @@ struct Workspace {
 enum class Operation : std::uint8_t { solve, conv, weight_grad, solve_backward };
 
 /// Bytes of scratch that `operation` needs for images of this shape and a weight of this shape (C, C/groups, kh, kw).
-/// It does not depend on strides or corners.
+/// It does not depend on strides or corners. It does on the threads of `execution`: fewer may need more.
 template <class T>
 std::size_t workspace_size(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                            const Execution& execution);

@@ -18,7 +18,7 @@ namespace {
 /// Sums of one output.
 Index row_sums(const Sizes& s) { return s.channels * s.kernel_width * s.kernel_height; }
 
-/// How many of the two threads that bring a node's branches have come.
+/// How many of a node's branches have been brought: each but the root has two. Node 0 is the root.
 using Arrivals = std::atomic<int>;
 
 /// What a correlation is split into: units of a few images, a band of their rows and a segment of these; the units are
@@ -66,13 +66,14 @@ struct CorrelationPlan {
     // the lines of g in the second level of cache.
     const Index busy = std::min(ceil_div<Index>(most_threads, parts * s.groups), std::max<Index>(1, s.channels / 24));
     const Index wanted = std::max(busy, ceil_div(s.channels * shape.g_line * bytes, 512 * 1024));
-    shape.outputs = std::min(s.channels, whole_vectors(ceil_div(s.channels, wanted), correlation_outputs));
+    const Index tiles = ceil_div<Index>(ceil_div(s.channels, wanted), correlation_outputs);
+    shape.outputs = std::min<Index>(s.channels, tiles * correlation_outputs);
     slices = ceil_div(s.channels, shape.outputs);
     threads = static_cast<int>(std::min<Index>(most_threads, tasks(s)));
     shares = std::min(ceil_div<Index>(threads, slices * s.groups), ceil_div<Index>(shape.outputs, correlation_outputs));
     const Index input_bytes = shape.x_line * correlation_copies(shape) * bytes;
     const auto fits = [&](Index cache) { return std::max<Index>(1, cache / input_bytes); };
-    // Their lines take half of the first level of cache or a little more: of an even number the taps fill tiles.
+    // Their lines take about half of the first level of cache. The taps of an even number of them fill tiles better.
     shape.inputs_together = std::min(s.channels, ceil_div(fits(24 * 1024), 2) * 2);
     const Index rounds = ceil_div(s.channels, shape.inputs_together);
     shape.inputs_at_once =
@@ -289,7 +290,8 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
       finish(group, slice, 0);
     }
   };
-  // Where threads are more than slices they share the work at the root. Nobody waits for a part that has not begun.
+  // Where threads are more than slices of all groups, they share the work at the root. Parts wait for nothing, and when
+  // a share begins, all parts have begun.
   const auto run_share = [&](Index task) {
     const Index share = task % shares, slice = task / shares % slices, group = task / shares / slices;
     wait_until(

@@ -16,8 +16,8 @@ namespace invconv::detail::cpu {
 namespace {
 
 /// What is packed; behind it are the numbers. Each worker packs for itself, which takes no longer than to get them from
-/// another core; only what is too large for one core's cache, and for more threads than there are groups, is packed
-/// once for all, beforehand.
+/// another core. A weight too large for one core's cache is packed once for all, beforehand, unless there are groups
+/// enough to keep all workers busy with their own.
 struct alignas(64) PackedWeight {
   Index group;
 };

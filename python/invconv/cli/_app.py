@@ -232,7 +232,8 @@ def train(
     processes = PartialState(cpu=where.type == "cpu")
     # Gloo's threads hold what is Python's. If they outlive the interpreter, they can abort the
     # process: "terminate called without an active exception", pytorch/pytorch issue 190489.
-    atexit.register(processes.destroy_process_group)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit.register(torch.distributed.destroy_process_group)
     main = processes.is_main_process
     if resume:
         asked = data and training.absolute_source(data)
