@@ -290,7 +290,8 @@ TYPED_TEST(NoPlan, ChangesABitOfAnyNumberOfChannels) {
   }
 }
 
-// Rows of several windows, several bands of lines, rings of few rows, kernels as high as a vector has lanes.
+// Rows of several windows, several bands of lines, rings of few rows, kernels as high as a vector has lanes, images a
+// multiple of 4096 bytes apart.
 TYPED_TEST(NoPlan, ChangesABitOfLargerImages) {
   struct {
     Shape image;
@@ -299,7 +300,7 @@ TYPED_TEST(NoPlan, ChangesABitOfLargerImages) {
                           {{2, 13, 3, 129}, 2, 2},  {{1, 33, 9, 33}, 2, 1},   {{9, 17, 3, 70}, 1, 2},
                           {{1, 1, 300, 40}, 17, 2}, {{3, 2, 50, 20}, 9, 3},   {{1, 3, 40, 9}, 16, 1},
                           {{2, 5, 30, 17}, 18, 2},  {{1, 13, 70, 4}, 7, 4},   {{1, 1, 3, 2100}, 2, 9},
-                          {{3, 2, 40, 45}, 36, 33}};
+                          {{3, 2, 40, 45}, 36, 33}, {{17, 1, 32, 64}, 3, 3}};
   for (const auto& [image, kernel_height, kernel_width] : larger) {
     for (const Operation operation : both) {
       if (this->is_left_out()) {

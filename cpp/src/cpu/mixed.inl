@@ -84,7 +84,7 @@ void pack_skewed(const Images<const T>& from, Index live, Index first, Index row
   constexpr int Q = 16 / static_cast<int>(sizeof(A));
   for_skewed<E>(
       from, live, first, rows, channels, width, cells,
-      [](const Run<const T>& run, const T*(&start)[Q], A* to) {
+      [](const Run<const T>& run, const T* const(&start)[Q], A* to) {
         with_step<T, A>(run.step, [&](auto step) { pack_lanes<T, A, Q, decltype(step)::value>(run, start, to); });
       },
       [](const T& element, A& to) { to = widen(element); });
@@ -96,7 +96,7 @@ void unpack_skewed(const Images<T>& to, Index live, Index first, Index rows, Ind
   constexpr int Q = 16 / static_cast<int>(sizeof(A));
   for_skewed<E>(
       to, live, first, rows, channels, width, cells,
-      [](const Run<T>& run, T*(&start)[Q], const A* from) {
+      [](const Run<T>& run, T* const(&start)[Q], const A* from) {
         with_step<T, A>(run.step,
                         [&](auto step) { unpack_lanes<T, A, Q, decltype(step)::value>(run, start, Q, from); });
       },

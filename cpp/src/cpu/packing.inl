@@ -121,16 +121,26 @@ template <class Pick, class Vec, int... J>
   return __builtin_shufflevector(a, b, Pick::at(J, sizeof...(J))...);
 }
 
-/// Afterwards lane k of r[l] is what lane l of r[k] was.
-template <class A, int V>
-[[gnu::always_inline]] inline void transpose(Vector<A, V> (&r)[V]) {
-  if constexpr (V > 1) {
+/// The same in each part of `N` lanes by itself.
+template <int N, class Pick>
+struct InParts {
+  static constexpr int at(int j, int lanes) {
+    const int i = Pick::at(j % N, N);
+    return j - j % N + i % N + (i >= N ? lanes : 0);
+  }
+};
+
+/// Afterwards lane k of r[l] is what lane l of r[k] was; with fewer vectors than lanes, in each part of N lanes by
+/// itself.
+template <class A, int V, int N>
+[[gnu::always_inline]] inline void transpose(Vector<A, V> (&r)[N]) {
+  if constexpr (N > 1) {
     using Vec = Vector<A, V>;
     constexpr auto all = std::make_integer_sequence<int, V>{};
-    constexpr int wide = 16 / static_cast<int>(sizeof(A)), blocks = V / wide;
+    constexpr int wide = 16 / static_cast<int>(sizeof(A)), blocks = N / wide;
     // Inside the 128-bit lanes: then r[wide * i + k] holds element k of the lanes of wide vectors.
     INVCONV_UNROLL
-    for (int i = 0; i < V; i += wide) {
+    for (int i = 0; i < N; i += wide) {
       if constexpr (wide == 4) {
         const Vec a = shuffle<Interleave<4, 1, false>>(r[i], r[i + 1], all);
         const Vec b = shuffle<Interleave<4, 1, true>>(r[i], r[i + 1], all);
@@ -151,8 +161,8 @@ template <class A, int V>
     for (int k = 0; k < wide; ++k) {
       if constexpr (blocks == 2) {
         const Vec a = r[k], b = r[wide + k];
-        r[k] = shuffle<EveryOther<wide, false>>(a, b, all);
-        r[wide + k] = shuffle<EveryOther<wide, true>>(a, b, all);
+        r[k] = shuffle<InParts<N, EveryOther<wide, false>>>(a, b, all);
+        r[wide + k] = shuffle<InParts<N, EveryOther<wide, true>>>(a, b, all);
       } else if constexpr (blocks == 4) {
         const Vec a = shuffle<EveryOther<wide, false>>(r[k], r[wide + k], all);
         const Vec b = shuffle<EveryOther<wide, true>>(r[k], r[wide + k], all);
@@ -203,38 +213,60 @@ struct Places {
   }
 };
 
-// Images are often a multiple of 4 KiB apart, and then the same element of each falls into the same few places of the
-// cache. So few streams are walked at once, each a whole cache line at a time: measured on 16 images of 12 channels of
-// 16x16, that takes half the time of one transposition for all 16 lanes. With 8 lanes, reading bears
-// more streams than writing.
+// All lanes are written at once; in their widest vectors, half as many elements of each stream are read at once as
+// there are lanes: they are brought together while they are read, and less is left to transpose.
 template <class A, int V>
-inline constexpr int streams_read = V * static_cast<int>(sizeof(A)) < 32 ? V : 32 / static_cast<int>(sizeof(A));
+inline constexpr int elements_read = V * static_cast<int>(sizeof(A)) < 64 ? V : V / 2;
+
+// Images are often a multiple of 4 KiB apart, and then the same element of each falls into the same few places of the
+// cache. Then few streams are written at once, each a whole cache line at a time.
 template <class A, int V>
 inline constexpr int streams_written = V <= 4 ? V : V / 2;
 
-/// R transpositions of Q streams. A block of the packed weight, unlike vectors of lanes, begins anywhere.
-template <class T, class A, int Q, int R, int Step>
-[[gnu::always_inline]] inline void pack_tiles(const T* const (&from)[Q], Index step, Places<A>& to) {
-  Vector<A, Q> tile[R][Q];
+/// Whether 16 places so many bytes apart share fewer than two of the cache's.
+constexpr bool is_aliased(Index bytes) {
+  constexpr Index period = 4096, line = 64;
+  const Index rest = (bytes % period + period) % period;
+  return rest < line || period - rest < line;
+}
+
+template <class A, int V, int... J>
+[[gnu::always_inline]] inline Vector<A, V> joined(Vector<A, V / 2> low, Vector<A, V / 2> high,
+                                                  std::integer_sequence<int, J...>) {
+  return __builtin_shufflevector(low, high, J...);
+}
+
+/// R transpositions of E elements of Q streams. A block of the packed weight, unlike vectors of lanes, begins anywhere.
+template <class T, class A, int Q, int E, int R, int Step>
+[[gnu::always_inline]] inline void pack_tiles(const T* const (&from)[Q], Index at, Index step, Places<A>& to) {
+  Vector<A, Q> tile[R][E];
   INVCONV_UNROLL
-  for (int q = 0; q < Q; ++q) {
+  for (int q = 0; q < E; ++q) {
     INVCONV_UNROLL
     for (int r = 0; r < R; ++r) {
-      tile[r][q] = gather<A, Q, Step>(from[q] + r * Q * step, step);
+      const Index first = at + r * E * step;
+      if constexpr (E == Q) {
+        tile[r][q] = gather<A, Q, Step>(from[q] + first, step);
+      } else {
+        static_assert(2 * E == Q);
+        tile[r][q] = joined<A, Q>(gather<A, E, Step>(from[q] + first, step),
+                                  gather<A, E, Step>(from[E + q] + first, step), std::make_integer_sequence<int, Q>{});
+      }
     }
   }
   INVCONV_UNROLL
   for (int r = 0; r < R; ++r) {
     transpose<A, Q>(tile[r]);
     INVCONV_UNROLL
-    for (int q = 0; q < Q; ++q) {
-      store_unaligned<A, Q>(to.next(), tile[r][q]);
+    for (int e = 0; e < E; ++e) {
+      store_unaligned<A, Q>(to.next(), tile[r][e]);
     }
   }
 }
 
 template <class T, class A, int Q, int R, int Step>
-[[gnu::always_inline]] inline void unpack_tiles(Places<const A>& from, Index step, T* const (&to)[Q], Index streams) {
+[[gnu::always_inline]] inline void unpack_tiles(Places<const A>& from, Index at, Index step, T* const (&to)[Q],
+                                                Index streams) {
   Vector<A, Q> tile[R][Q];
   INVCONV_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -249,40 +281,32 @@ template <class T, class A, int Q, int R, int Step>
     if (q < streams) {
       INVCONV_UNROLL
       for (int r = 0; r < R; ++r) {
-        scatter<A, Q, Step>(to[q] + r * Q * step, step, tile[r][q]);
+        scatter<A, Q, Step>(to[q] + at + r * Q * step, step, tile[r][q]);
       }
     }
   }
 }
 
-/// The elements of a run that begin at from[q], one for each of Q lanes, which move on.
+/// The elements of a run that begin at from[q], one for each of Q lanes.
 template <class T, class A, int Q, int Step>
-[[gnu::always_inline]] inline void pack_lanes(const Run<const T>& run, const T* (&from)[Q], A* packed) {
-  constexpr int R = 64 / static_cast<int>(sizeof(A)) / Q;
-  const auto go = [&](Index k) {
-    for (Index q = 0; q < Q; ++q) {
-      from[q] += k * run.step;
-    }
-  };
+[[gnu::always_inline]] inline void pack_lanes(const Run<const T>& run, const T* const (&from)[Q], A* packed) {
+  constexpr int E = elements_read<A, Q>, R = E < Q ? 1 : 64 / static_cast<int>(sizeof(A)) / E;
   Places<A> to(run, packed, 0);
   Index k = 0;
-  for (; k + Q * R <= run.n; k += Q * R) {
-    pack_tiles<T, A, Q, R, Step>(from, run.step, to);
-    go(Q * R);
+  for (; k + E * R <= run.n; k += E * R) {
+    pack_tiles<T, A, Q, E, R, Step>(from, k * run.step, run.step, to);
   }
-  for (; k + Q <= run.n; k += Q) {
-    pack_tiles<T, A, Q, 1, Step>(from, run.step, to);
-    go(Q);
+  for (; k + E <= run.n; k += E) {
+    pack_tiles<T, A, Q, E, 1, Step>(from, k * run.step, run.step, to);
   }
-  if (k < run.n && run.n >= Q) {
-    go(run.n - Q - k);  // overlaps the one before it
-    to = Places<A>(run, packed, run.n - Q);
-    pack_tiles<T, A, Q, 1, Step>(from, run.step, to);
+  if (k < run.n && run.n >= E) {
+    to = Places<A>(run, packed, run.n - E);  // overlaps the one before it
+    pack_tiles<T, A, Q, E, 1, Step>(from, (run.n - E) * run.step, run.step, to);
   } else {
-    for (; k < run.n; ++k, go(1)) {
+    for (; k < run.n; ++k) {
       A* const place = to.next();
       for (Index q = 0; q < Q; ++q) {
-        place[q] = widen(*from[q]);
+        place[q] = widen(from[q][k * run.step]);
       }
     }
   }
@@ -290,32 +314,24 @@ template <class T, class A, int Q, int Step>
 
 /// The same back, of the first `live` lanes.
 template <class T, class A, int Q, int Step>
-[[gnu::always_inline]] inline void unpack_lanes(const Run<T>& run, T* (&to)[Q], Index live, const A* packed) {
+[[gnu::always_inline]] inline void unpack_lanes(const Run<T>& run, T* const (&to)[Q], Index live, const A* packed) {
   constexpr int R = 64 / static_cast<int>(sizeof(A)) / Q;
-  const auto go = [&](Index k) {
-    for (Index q = 0; q < Q; ++q) {
-      to[q] += k * run.step;
-    }
-  };
   Places<const A> from(run, packed, 0);
   Index k = 0;
   for (; k + Q * R <= run.n; k += Q * R) {
-    unpack_tiles<T, A, Q, R, Step>(from, run.step, to, live);
-    go(Q * R);
+    unpack_tiles<T, A, Q, R, Step>(from, k * run.step, run.step, to, live);
   }
   for (; k + Q <= run.n; k += Q) {
-    unpack_tiles<T, A, Q, 1, Step>(from, run.step, to, live);
-    go(Q);
+    unpack_tiles<T, A, Q, 1, Step>(from, k * run.step, run.step, to, live);
   }
   if (k < run.n && run.n >= Q) {
-    go(run.n - Q - k);
     from = Places<const A>(run, packed, run.n - Q);
-    unpack_tiles<T, A, Q, 1, Step>(from, run.step, to, live);
+    unpack_tiles<T, A, Q, 1, Step>(from, (run.n - Q) * run.step, run.step, to, live);
   } else {
-    for (; k < run.n; ++k, go(1)) {
+    for (; k < run.n; ++k) {
       const A* const place = from.next();
       for (Index q = 0; q < Q && q < live; ++q) {
-        narrow(place[q], *to[q]);
+        narrow(place[q], to[q][k * run.step]);
       }
     }
   }
@@ -324,19 +340,16 @@ template <class T, class A, int Q, int Step>
 /// Lanes without a stream take the last one's values.
 template <class T, class A, int V, int Step>
 void pack_streams(const Run<const T>& run, Index streams, A* packed) {
-  constexpr int Q = streams_read<A, V>;
-  for (Index lane = 0; lane < V; lane += Q, packed += Q) {
-    const T* from[Q];
-    for (Index q = 0; q < Q; ++q) {
-      from[q] = run.data + (lane + q < streams ? lane + q : streams - 1) * run.stream;
-    }
-    pack_lanes<T, A, Q, Step>(run, from, packed);
+  const T* from[V];
+  for (Index lane = 0; lane < V; ++lane) {
+    from[lane] = run.data + (lane < streams ? lane : streams - 1) * run.stream;
   }
+  pack_lanes<T, A, V, Step>(run, from, packed);
 }
 
-template <class T, class A, int V, int Step>
+/// Q streams at once.
+template <class T, class A, int V, int Q, int Step>
 void unpack_streams(const Run<T>& run, Index streams, const A* packed) {
-  constexpr int Q = streams_written<A, V>;
   for (Index lane = 0; lane < streams; lane += Q, packed += Q) {
     const Index live = streams - lane;
     T* to[Q];
@@ -354,7 +367,14 @@ void pack_run(const Run<const T>& run, Index streams, A* packed) {
 
 template <class T, class A, int V>
 void unpack_run(const Run<T>& run, Index streams, const A* packed) {
-  with_step<T, A>(run.step, [&](auto step) { unpack_streams<T, A, V, decltype(step)::value>(run, streams, packed); });
+  with_step<T, A>(run.step, [&](auto constant) {
+    constexpr int step = decltype(constant)::value, few = streams_written<A, V>;
+    if (step == 0 || is_aliased(run.stream * static_cast<Index>(sizeof(T)))) {
+      unpack_streams<T, A, V, few, step>(run, streams, packed);
+    } else {
+      unpack_streams<T, A, V, V, step>(run, streams, packed);
+    }
+  });
 }
 
 /// How rows of images are packed, [row][pixel][channel][lane]: elements from one to the next one.
