@@ -303,11 +303,68 @@ void filter_plain_rows(const FilterRows<A, P>& row) {
   filter_steps<A, V, OB, Solve>(row, 0, row.width + lag<Solve> * (P - 1));
 }
 
+/// filter_plain_rows for a solve of one channel, a small kernel and row.left = 0. The arithmetic is so little that
+/// reading its operands would take longer: weights and pixels stay in registers, and of each row above a pixel is read
+/// once. All taps outside the image meet zeros.
+template <class A, int V, int P>
+void solve_single_rows(const FilterRows<A, P>& row) {
+  using Vec = Vector<A, V>;
+  constexpr int K = small_kernel, size = K + P - 1;
+  static_assert(lag<true> == 1);
+  Vec weight[K * K];
+  INVCONV_UNROLL
+  for (int k = 0; k < K * K; ++k) {
+    weight[k] = splat<A, V>(row.weight[k]);
+  }
+  Vec x[size][size] = {};  // of row.rows[r], pixels s, s - 1, ...
+  const auto take_step = [&](Index s, auto first, auto last) __attribute__((always_inline)) {
+    INVCONV_UNROLL
+    for (int r = 0; r < size; ++r) {
+      INVCONV_UNROLL
+      for (int k = size - 1; k > 0; --k) {
+        x[r][k] = x[r][k - 1];
+      }
+      if (r >= P && first == 0) {
+        x[r][0] = load<A, V>(row.rows[r] + (s + K - 1) * V);
+      }
+    }
+    INVCONV_UNROLL
+    for (int p = 0; p < P; ++p) {
+      if (p < first || p > last) {
+        continue;
+      }
+      A* const here = row.here[p] + (s - p) * V;
+      const int present = P - 1 - p;
+      Vec sum = load<A, V>(here);
+      INVCONV_UNROLL
+      for (int k = 0; k < K * K - 1; ++k) {
+        sum = multiply_add<A, V>(x[present + K - 1 - k / K][p + K - 1 - k % K], weight[k], sum);
+      }
+      if (!row.unit_diagonal) {
+        sum = sum / weight[K * K - 1];
+      }
+      x[present][p] = sum;
+      store<A, V>(here, settled(sum));
+    }
+  };
+  constexpr std::integral_constant<int, 0> upper;
+  constexpr std::integral_constant<int, P - 1> lower;
+  static_assert(P <= 2);
+  take_step(0, upper, upper);
+  for (Index s = 1; s < row.width; ++s) {
+    take_step(s, upper, lower);
+  }
+  take_step(row.width, lower, lower);
+}
+
 /// filter_plain_rows for a small kernel and row.left = 0. With so little to do in a pixel, the next one would wait for
 /// its result to come back from memory: the last pixels stay in registers, if these are enough. Sizes are clipped, so a
 /// row has as many pixels as the kernel at least.
 template <class A, int V, int C, bool Solve, int P>
 void filter_small_rows(const FilterRows<A, P>& row) {
+  if constexpr (Solve && C == 1 && P == 2 && !few_registers) {
+    return solve_single_rows<A, V>(row);
+  }
   using Vec = Vector<A, V>;
   constexpr int pixel = C * V, inputs = small_kernel * C;
   constexpr Index reach = small_kernel - 1, begin = reach + lag<Solve> * (P - 1);

@@ -39,6 +39,14 @@ inline constexpr std::int64_t small_kernel = 3, small_channels = 4;
   return shape.kernel_height == small_kernel && shape.kernel_width == small_kernel && shape.channels <= small_channels;
 }
 
+/// With rows in the lanes, the columns by which a row of a small kernel is behind the one above it; else it is one. A
+/// result is a chain of multiply-adds. With one column, all those from the pixel above on would wait for the step
+/// before, with two only that of the pixel to the left, the last one: several channels have enough to do meanwhile.
+[[gnu::always_inline]] inline constexpr int small_lag(std::int64_t channels) { return channels == 1 ? 2 : 1; }
+[[gnu::always_inline]] inline std::int64_t rows_lag(const FilterShape& shape) {
+  return is_small(shape) ? small_lag(shape.channels) : 1;
+}
+
 /// Numbers of a small kernel's packed weight, which solve_rows may keep as vectors.
 [[gnu::always_inline]] inline std::int64_t rows_weight_vectors(const FilterShape& shape) {
   return is_small(shape) ? shape.kernel_height * shape.kernel_width * shape.channels * shape.channels : 0;

@@ -10,11 +10,13 @@ namespace invconv::detail::cpu {
 
 namespace {
 
+/// AVX-512.
+bool is_wide(const Machine& machine) { return machine.lanes[0] * machine.element >= 64; }
+
 /// The time of one multiplication of vectors, against that of the widest. Measured with AVX-512, where two narrower
 /// ones can start at a time; a solve with AVX2 gains little by them.
 double step_cost(const Machine& machine, Index lanes, bool solve) {
-  const bool wide = machine.lanes[0] * machine.element >= 64;
-  return lanes == machine.lanes[0] ? 1.0 : solve && !wide ? 0.85 : 0.65;
+  return lanes == machine.lanes[0] ? 1.0 : solve && !is_wide(machine) ? 0.85 : 0.65;
 }
 
 FilterShape shape_of(const Sizes& s, bool solve, Index element) {
@@ -113,14 +115,14 @@ Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index 
   FilterShape& f = part.shape;
   f.block = fair_share(s.channels, rows_block);
   f.band = rows;
-  const Index lead = s.kernel_height + s.kernel_width - 2;
+  const Index lag = rows_lag(f), lead = s.kernel_height + s.kernel_width - 2;
   part.shared = s.batch * s.groups < threads && part.bands > 1;
-  part.edge_pitch = lead + s.width + 2 * rows + s.kernel_height;
+  part.edge_pitch = lead + s.width + (lag + 1) * rows + s.kernel_height;
   part.edge_first = lead;
   part.edge_elements = (s.kernel_height - 1) * s.channels * part.edge_pitch;
   part.weight_elements = packed_weight_elements(f);
   // A short row at once; else windows that for one channel stay in the first level of cache.
-  const Index steps = ceil_div(s.width + rows - 1, lanes) * lanes;
+  const Index steps = ceil_div(s.width + lag * (rows - 1), lanes) * lanes;
   f.pitch = steps <= 512 ? steps : 128;
   part.scratch_bytes =
       pointer_bytes(s.kernel_height) +
@@ -179,6 +181,7 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
   // A band tells the one below on another core how far it is, and so much could be done meanwhile.
   const double told = 1000 / (channels * taps);
   double each = 0;
+  const Index lag = rows_lag(part.shape);
   // Of bands that follow each other: the steps of one, and those by which it is behind the one above it.
   Index steps = 0, behind = 0;
   switch (part.layout) {
@@ -190,20 +193,26 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
       each *= part.shape.rows < machine.rows
                   ? 1.1
                   : 1 + 0.8 * static_cast<double>(machine.rows - 1) / static_cast<double>(s.width);
+      // With AVX-512 two rows of one channel stay in registers.
+      each *= is_wide(machine) && part.shape.solve && is_small(part.shape) && s.channels == 1 && part.shape.rows == 2
+                  ? 0.6
+                  : 1;
       break;
     case Layout::mixed:
-      // Measured with AVX-512. Nothing is left out, and a step has something to do beside its arithmetic.
+      // Measured with AVX-512. Nothing is left out, and a step has something to do beside its arithmetic, or, with few
+      // channels, waits for it.
       steps = s.width + part.shape.band - 1;
       behind = part.shape.band + hand_over(s.width, mixed_hand_over);
       each = static_cast<double>(part.bands * steps) *
              (static_cast<double>(ceil_div(s.channels, part.shape.block) * part.shape.block) * std::max(step, 0.85) +
-              1.2 + (part.shared ? told / static_cast<double>(hand_over(s.width, mixed_hand_over)) : 0));
+              (s.channels <= small_channels ? 2.2 : 1.2) +
+              (part.shared ? told / static_cast<double>(hand_over(s.width, mixed_hand_over)) : 0));
       break;
     case Layout::rows:
       // Beside the arithmetic, what is moved from lane to lane, and the waiting for the last pixel, during which a
       // second vector can be worked on.
-      steps = s.width + part.shape.band - 1;
-      behind = part.shape.band + 2 * hand_over(s.width, part.lanes) + s.kernel_height;
+      steps = s.width + lag * (part.shape.band - 1);
+      behind = lag * part.shape.band + 2 * hand_over(s.width, part.lanes) + s.kernel_height;
       each = static_cast<double>(part.bands * steps * (part.shape.band / part.lanes)) *
              (1.05 * channels * step + (part.shape.band > part.lanes ? 2 : 3) * channels / taps);
       break;

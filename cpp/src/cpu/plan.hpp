@@ -16,7 +16,7 @@ namespace invconv::detail::cpu {
 enum class Layout {
   images,    // many images: pixel after pixel, nothing but the packing costs more than the arithmetic
   mixed,     // solve, a few images: a few rows of each, each one column behind the one above it
-  rows,      // solve, few images of few channels: a band of rows, each one column behind the one above it
+  rows,      // solve, few images of few channels: a band of rows, each a column or two behind the one above it
   channels,  // solve, few images of many channels: the output channels of a pixel
   columns,   // conv: the columns of a row, without packing
 };
