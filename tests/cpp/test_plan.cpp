@@ -23,7 +23,7 @@ constexpr bool is_slow = false;
 #endif
 
 constexpr Operation both[] = {Operation::solve, Operation::conv};
-constexpr const char* layout_names[] = {"images", "mixed", "rows", "channels", "columns"};
+constexpr const char* layout_names[] = {"images", "mixed", "rows", "channels", "columns", "flat"};
 
 std::string description(const FilterPlan& plan) {
   std::string text;
@@ -133,7 +133,7 @@ void carry_out(const detail::Filter<T>& filter, const FilterPlan& plan) {
 
 /// One image after the other, in scalars.
 FilterPlan plain_plan(const Machine& machine, Operation operation, const detail::Sizes& sizes) {
-  for (const Part& part : cpu::possible_parts(machine, operation, sizes, 1)) {
+  for (const Part& part : cpu::possible_parts(machine, operation, sizes, 1, false)) {
     if (part.layout == cpu::Layout::images && part.lanes == 1) {
       return cpu::make_plan({part}, sizes.groups, 1);
     }
@@ -142,14 +142,24 @@ FilterPlan plain_plan(const Machine& machine, Operation operation, const detail:
   return {};
 }
 
-/// Every plan of one part, also as if its output were too large for the caches; the chosen one; and one of two parts.
+/// Every plan of one part, for flat arrays those for others too, also as if its output were too large for the caches;
+/// the chosen one; and one of two parts.
 template <class T>
-std::vector<FilterPlan> plans_of(Operation operation, const detail::Sizes& sizes, int threads, Random& random) {
+std::vector<FilterPlan> plans_of(Operation operation, const detail::Sizes& sizes, int threads, bool flat,
+                                 Random& random) {
   const Machine machine = cpu::this_machine<T>();
-  std::vector<FilterPlan> plans{cpu::plan_filter(machine, operation, sizes, threads)};
-  for (Part part : cpu::possible_parts(machine, operation, sizes, threads)) {
+  std::vector<FilterPlan> plans{cpu::plan_filter(machine, operation, sizes, threads, flat)};
+  std::vector<Part> parts = cpu::possible_parts(machine, operation, sizes, threads, false);
+  if (flat) {
+    for (const Part& part : cpu::possible_parts(machine, operation, sizes, threads, true)) {
+      if (part.layout == cpu::Layout::flat) {
+        parts.push_back(part);
+      }
+    }
+  }
+  for (Part part : parts) {
     plans.push_back(cpu::make_plan({part}, sizes.groups, threads));
-    if (part.layout == cpu::Layout::rows || part.layout == cpu::Layout::columns) {
+    if (part.layout == cpu::Layout::rows || part.layout == cpu::Layout::columns || part.layout == cpu::Layout::flat) {
       part.shape.streamed = true;
       plans.push_back(cpu::make_plan({part}, sizes.groups, threads));
     }
@@ -158,8 +168,8 @@ std::vector<FilterPlan> plans_of(Operation operation, const detail::Sizes& sizes
     detail::Sizes first = sizes, rest = sizes;
     first.batch = random.integer(1, sizes.batch - 1);
     rest.batch = sizes.batch - first.batch;
-    const Part a = random.pick(cpu::possible_parts(machine, operation, first, threads));
-    Part b = random.pick(cpu::possible_parts(machine, operation, rest, threads));
+    const Part a = random.pick(cpu::possible_parts(machine, operation, first, threads, flat));
+    Part b = random.pick(cpu::possible_parts(machine, operation, rest, threads, flat));
     b.first = first.batch;
     plans.push_back(cpu::make_plan({a, b}, sizes.groups, threads));
   }
@@ -205,15 +215,16 @@ class NoPlan : public ::testing::Test {
       expect_within_bound<T>(operation, in.dense(), weight.dense(), plain.dense(), problem.options);
     }
     const Output<T> out(problem.image, where.out, where.framed);
+    const detail::Filter<T> filter =
+        filter_of<T>(operation, problem, where.in_place ? out.view() : in.view(), weight.view(), out.view());
     for (const int threads : {1, 2, 3, 8}) {
-      for (const FilterPlan& plan : plans_of<T>(operation, sizes, threads, random_)) {
+      for (const FilterPlan& plan : plans_of<T>(operation, sizes, threads, cpu::is_flat(filter), random_)) {
         SCOPED_TRACE(description(plan));
         if (where.in_place) {
           std::size_t at = 0;
           out.for_each([&](T& element) { element = values[at++]; });
         }
-        carry_out<T>(
-            filter_of<T>(operation, problem, where.in_place ? out.view() : in.view(), weight.view(), out.view()), plan);
+        carry_out<T>(filter, plan);
         ASSERT_TRUE(same_values(out.taken(), expected));
         ASSERT_TRUE(out.is_blank()) << "something was written beside the output";
         ASSERT_FALSE(this->HasFailure());
@@ -420,7 +431,11 @@ void check_pipelines(Operation operation, const Problem& problem, int rounds) {
   const detail::Filter<T> filter = filter_of<T>(operation, problem, in.view(), weight.view(), out.view());
   int shared = 0;
   for (const int threads : {2, 3, 8, 16}) {
-    for (const Part& part : cpu::possible_parts(machine, operation, sizes, threads)) {
+    std::vector<Part> parts = cpu::possible_parts(machine, operation, sizes, threads, false);
+    if (operation == Operation::conv) {
+      std::ranges::copy(cpu::possible_parts(machine, operation, sizes, threads, true), std::back_inserter(parts));
+    }
+    for (const Part& part : parts) {
       if (!part.shared) {
         continue;
       }
@@ -473,7 +488,7 @@ TEST(Pipelines, OfSeveralGroupsAndTypes) {
 // ---- which plan is chosen -------------------------------------------------------------------------------------------
 
 /// Machines with the numbers of lanes of float, whatever this one is.
-constexpr Machine avx512_like{{16, 8, 4, 1}, 24, 6, 2, 4};
+constexpr Machine avx512_like{{16, 8, 4, 1}, 24, 6, 2, 4, true};
 constexpr Machine avx2_like{{8, 4, 1, 1}, 12, 2, 2, 4};
 
 /// The standard shapes of bench/shapes.py.
@@ -492,9 +507,10 @@ constexpr detail::Sizes one_large{1, 1, 1, 2048, 2048, 3, 3};
 constexpr detail::Sizes one_4k{1, 1, 3, 4096, 4096, 3, 3};
 
 /// As in "96 images, 4 channels".
-std::string choice(const Machine& machine, Operation operation, const detail::Sizes& sizes, int threads) {
+std::string choice(const Machine& machine, Operation operation, const detail::Sizes& sizes, int threads,
+                   bool flat = false) {
   std::string text;
-  for (const Part& part : cpu::plan_filter(machine, operation, sizes, threads).parts) {
+  for (const Part& part : cpu::plan_filter(machine, operation, sizes, threads, flat).parts) {
     text += (text.empty() ? "" : ", ") + std::to_string(part.batch) + ' ' + layout_names[static_cast<int>(part.layout)];
   }
   return text;
@@ -531,11 +547,22 @@ TEST(ChosenPlan, OfTheStandardShapes) {
   }
 }
 
+TEST(ChosenPlan, OfFlatArraysMovesNothingWhereThereAreMasks) {
+  for (const detail::Sizes& sizes : {cifar_l1, imagenet64_l1, one_small, one_large, one_4k}) {
+    const std::string all = std::to_string(sizes.batch) + " flat";
+    for (const int threads : {1, 2}) {
+      EXPECT_EQ(choice(avx512_like, Operation::conv, sizes, threads, true), all);
+      EXPECT_EQ(choice(avx2_like, Operation::conv, sizes, threads, true),
+                choice(avx2_like, Operation::conv, sizes, threads, false));
+    }
+  }
+}
+
 TEST(ChosenPlan, OfABatchSolvesFullVectorsOfImages) {
   for (const detail::Sizes& sizes : {mnist_l1, mnist_l2, cifar_l1, cifar_l2, cifar_l3, imagenet64_l1, gray, k5, k7}) {
     for (const Machine& machine : {avx512_like, avx2_like}) {
       for (const int threads : {1, 2}) {
-        const FilterPlan plan = cpu::plan_filter(machine, Operation::solve, sizes, threads);
+        const FilterPlan plan = cpu::plan_filter(machine, Operation::solve, sizes, threads, false);
         const Part& part = plan.parts[0];
         EXPECT_EQ(part.layout, cpu::Layout::images) << description(plan);
         EXPECT_EQ(part.lanes, machine.lanes[0]) << description(plan);
@@ -551,7 +578,7 @@ TEST(ChosenPlan, OfOneImageUsesVectorsAndAllThreads) {
     for (const detail::Sizes& sizes : {one_small, one_large, one_4k}) {
       for (const Machine& machine : {avx512_like, avx2_like}) {
         for (const int threads : {1, 2, 8}) {
-          const FilterPlan plan = cpu::plan_filter(machine, operation, sizes, threads);
+          const FilterPlan plan = cpu::plan_filter(machine, operation, sizes, threads, true);
           // A small image may have fewer bands.
           EXPECT_GE(plan.threads, operation == Operation::solve && sizes == one_small ? std::min(threads, 2) : threads)
               << description(plan);
@@ -577,7 +604,7 @@ TEST(ChosenPlan, OfFewImagesOfManyChannelsHasChannelsInTheLanes) {
 TEST(ChosenPlan, HasNoRowsInTheLanesForAVeryHighKernel) {
   for (const Index kernel_height : {17, 18, 40}) {
     for (const Part& part :
-         cpu::possible_parts(avx512_like, Operation::solve, {1, 1, 1, 50, 50, kernel_height, 3}, 2)) {
+         cpu::possible_parts(avx512_like, Operation::solve, {1, 1, 1, 50, 50, kernel_height, 3}, 2, false)) {
       EXPECT_TRUE(part.layout != cpu::Layout::rows || part.lanes >= kernel_height - 1);
     }
   }
@@ -591,7 +618,8 @@ TEST(ChosenPlan, HoldsEachImageOnceAndAsksForNoIdleThreads) {
                          random.integer(1, 90), random.integer(1, 90), random.integer(1, 90)});
     const int threads = static_cast<int>(random.integer(1, 16));
     for (const Operation operation : both) {
-      const FilterPlan plan = cpu::plan_filter(random.coin() ? avx512_like : avx2_like, operation, sizes, threads);
+      const FilterPlan plan =
+          cpu::plan_filter(random.coin() ? avx512_like : avx2_like, operation, sizes, threads, random.coin());
       SCOPED_TRACE(description(plan));
       Index images = 0, tasks = 0;
       for (const Part& part : plan.parts) {

@@ -18,9 +18,11 @@ const char* name(Layout layout) {
     case Layout::channels:
       return "channels";
     case Layout::columns:
+      return "columns";
+    case Layout::flat:
       break;
   }
-  return "columns";
+  return "flat";
 }
 
 }  // namespace
@@ -35,7 +37,7 @@ PlanInfo describe(Operation operation, const Sizes& full, const Cpu& execution) 
     info.kernel = "sums";
     return info;
   }
-  const FilterPlan plan = plan_filter(this_machine<T>(), operation, s, info.threads);
+  const FilterPlan plan = plan_filter(this_machine<T>(), operation, s, info.threads, true);
   info.threads = plan.threads;
   for (const Part& part : plan.parts) {
     info.kernel += info.kernel.empty() ? "" : ", ";

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <utility>
@@ -124,6 +125,11 @@ class PartRun {
         }
         break;
       }
+      case Layout::flat: {
+        const Index vectors = ceil_div(shape.height * shape.width, part_.lanes);
+        table.conv_flat(shape, images, in, out, vectors * band / bands, vectors * (band + 1) / bands, packed, scratch);
+        break;
+      }
       case Layout::mixed:
         for_bands(chain, band, worker, [&](const Band<A>& one) {
           table.solve_mixed(shape, part_.lanes, images, in, out, packed, one, scratch);
@@ -215,7 +221,20 @@ Machine this_machine() {
           table.block,
           table.channel_vectors,
           table.rows,
-          sizeof(Arithmetic<T>)};
+          sizeof(Arithmetic<T>),
+          table.conv_flat != nullptr};
+}
+
+template <class T>
+bool is_flat(const Filter<T>& problem) {
+  const Sizes& s = problem.sizes;
+  return std::ranges::all_of(problem.groups, [&](const auto& group) {
+    const auto& in = group.in;
+    const auto& out = group.out;
+    const bool columns = s.width == 1 || (std::abs(in.column) == 1 && in.column == out.column);
+    const bool rows = s.height == 1 || (std::abs(in.row) == s.width && in.row == out.row);
+    return columns && rows && static_cast<const void*>(in.data) != static_cast<const void*>(out.data);
+  });
 }
 
 template <class T>
@@ -252,12 +271,12 @@ void run(const Filter<T>& problem, const FilterPlan& plan, void* workspace) {
 
 namespace {
 
-/// What a call needs to know beforehand.
+/// What a call needs to know beforehand: a plan for arrays that are not flat, and one for those that are.
 struct Preparation {
   Operation operation;
   Sizes sizes;
   int threads = 0;
-  FilterPlan plan;
+  FilterPlan plans[2];
   std::size_t workspace;
 };
 
@@ -272,11 +291,13 @@ const Preparation& prepared(Operation operation, const Sizes& s, const Cpu& exec
       return one;
     }
   }
-  FilterPlan plan = plan_filter(this_machine<T>(), operation, s, threads);
-  const std::size_t workspace = workspace_size<T>(plan, s);
+  const auto plan = [&](bool flat) { return plan_filter(this_machine<T>(), operation, s, threads, flat); };
+  Preparation made{operation, s, threads, {plan(false)}, 0};
+  made.plans[1] = operation == Operation::conv ? plan(true) : made.plans[0];
+  made.workspace = std::max(workspace_size<T>(made.plans[0], s), workspace_size<T>(made.plans[1], s));
   Preparation& one = recent[oldest];
   oldest = (oldest + 1) % recent.size();
-  one = {operation, s, threads, std::move(plan), workspace};
+  one = std::move(made);
   return one;
 }
 
@@ -294,12 +315,13 @@ void run(const Filter<T>& problem, void* workspace, const Cpu& execution) {
   }
   const Sizes s = clipped(problem.sizes);
   if (!is_empty(s)) {
-    run(problem, prepared<T>(problem.operation, s, execution).plan, workspace);
+    run(problem, prepared<T>(problem.operation, s, execution).plans[is_flat(problem) ? 1 : 0], workspace);
   }
 }
 
 #define INVCONV_INSTANTIATE(T)                                                   \
   template Machine this_machine<T>();                                            \
+  template bool is_flat<T>(const Filter<T>&);                                    \
   template std::size_t workspace_size<T>(const FilterPlan&, const Sizes&);       \
   template void run<T>(const Filter<T>&, const FilterPlan&, void*);              \
   template std::size_t filter_workspace<T>(Operation, const Sizes&, const Cpu&); \

@@ -26,7 +26,7 @@ struct FilterShape {
   std::int64_t ring;   // images, channels: rows kept, a multiple of band or at least all rows and the zeros above them
   std::int64_t pitch;  // columns: elements from one channel's line to the next one's; rows: steps of a
                        // window; mixed: elements from one step to the next one
-  bool streamed;       // rows, columns: whether the output is too large for the caches
+  bool streamed;       // rows, columns, flat: whether the output is too large for the caches
 };
 
 /// The most rows that are computed together with images in the lanes. Then some taps outside the image meet zeros.
@@ -60,8 +60,38 @@ inline constexpr std::int64_t double_band_kernel = 3, double_band_channels = 2;
   return lanes * element < 64 ? 64 / element : lanes;
 }
 
-/// Output channels computed together with rows in the lanes.
-inline constexpr int rows_block = 12;
+/// Output channels computed together with rows in the lanes, and with the pixels as they lie in memory.
+inline constexpr int rows_block = 12, flat_block = 12;
+
+/// Vectors of pixels as they lie in memory, of which up to so many are computed together.
+inline constexpr int flat_vectors_together = 8;
+
+/// The vectors of an image's pixels: [0, head) have taps outside the image in the first rows, or have pixels enough to
+/// be all of them; [tail, vectors) in the last rows, or pixels behind the image. Between these two, rows begin in the
+/// same lanes again after some vectors: the lanes of the first `repeated` ones, which are as many more as may be
+/// computed together, stand for all.
+struct FlatRegions {
+  std::int64_t head, tail, vectors, phases, repeated;
+};
+
+[[gnu::always_inline]] inline FlatRegions flat_regions(const FilterShape& shape, std::int64_t lanes) {
+  const std::int64_t pixels = shape.height * shape.width, reach = (shape.kernel_height - 1) * shape.width;
+  FlatRegions r{(reach + lanes - 1) / lanes, (pixels - reach) / lanes, (pixels + lanes - 1) / lanes, shape.width, 0};
+  for (std::int64_t common = lanes; r.phases % 2 == 0 && common % 2 == 0; common /= 2) {
+    r.phases /= 2;
+  }
+  r.repeated = r.phases + flat_vectors_together - 1;
+  return r.tail - r.head > r.repeated ? r : FlatRegions{r.vectors, r.vectors, r.vectors, 1, 0};
+}
+
+/// Numbers of lanes in their table.
+[[gnu::always_inline]] inline std::int64_t flat_table_size(const FilterShape& shape, std::int64_t lanes) {
+  const FlatRegions r = flat_regions(shape, lanes);
+  return (r.head + r.repeated + r.vectors - r.tail) * (shape.kernel_height * shape.kernel_width + 1);
+}
+
+/// Which lanes of a vector of pixels have a tap inside the image: [tap]. The anchor's are those that are pixels.
+using FlatLanes = std::uint16_t;
 
 /// Pixels computed together with channels in the lanes: they do not depend on each other, and hide the latency of a
 /// multiplication.
@@ -153,6 +183,11 @@ struct Kernels {
                          const Images<T>& out, const A* packed, const Band<A>& band, A* ring, void* scratch);
   void (*conv_columns)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,
                        std::int64_t begin, std::int64_t end, const A* packed, void* scratch);
+
+  /// Null where there are no masks, and for types that are not computed in themselves. From vector `begin` to `end` of
+  /// each of the images.
+  void (*conv_flat)(const FilterShape& shape, std::int64_t images, const Images<const T>& in, const Images<T>& out,
+                    std::int64_t begin, std::int64_t end, const A* packed, void* scratch);
 
   /// Adds the unit's products to sums[b][i][c][j][o], for the outputs o of the block b and the tap (i, j) of input c,
   /// or rather, where not all inputs are gone through together, to one such array [i][c][j][o] after the other for

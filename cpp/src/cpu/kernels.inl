@@ -13,6 +13,9 @@
 #include "cpu/filter.inl"
 #include "cpu/mixed.inl"
 #include "cpu/rows.inl"
+#if defined(__AVX512F__)
+#include "cpu/flat.inl"
+#endif
 
 namespace invconv::detail::cpu {
 namespace {
@@ -98,6 +101,11 @@ Kernels<T> INVCONV_KERNELS() {
     with_vectors<A>(lanes,
                     [&](auto v) { conv_columns<T, decltype(v)::value>(shape, in, out, begin, end, packed, scratch); });
   };
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, A>) {
+    table.conv_flat = conv_flat<T, widest<A>>;
+  }
+#endif
   table.correlate = correlate_unit<T, widest<A>>;
   return table;
 }

@@ -166,6 +166,22 @@ Part columns_part(const Machine& machine, const Sizes& s, FilterShape shape, Ind
   return part;
 }
 
+Part flat_part(const Machine& machine, const Sizes& s, FilterShape shape, int threads) {
+  const Index lanes = machine.lanes[0], images = s.batch * s.groups;
+  Part part{.layout = Layout::flat, .lanes = lanes, .batch = s.batch, .images = 1, .bands = 1, .shape = shape};
+  FilterShape& f = part.shape;
+  f.block = block_of(s.channels, flat_block);
+  if (threads > 1 && images < 2 * threads) {
+    part.shared = true;
+    part.bands = std::min<Index>(ceil_div(s.height * s.width, lanes), 4 * threads);
+  } else {
+    part.images = std::clamp<Index>(images / (8 * threads), 1, s.batch);  // they share a table
+  }
+  part.weight_elements = packed_weight_elements(f);
+  part.scratch_bytes = flat_table_size(f, lanes) * static_cast<Index>(sizeof(FlatLanes));
+  return part;
+}
+
 /// How many of the `taps` of an axis lie inside the image, on average over its pixels: the rest is left out.
 double inside(Index size, Index taps) {
   return static_cast<double>(taps) - static_cast<double>((taps - 1) * taps) / static_cast<double>(2 * size);
@@ -230,6 +246,20 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
                                  std::min(ceil_div(s.width, part.lanes) * part.lanes, s.width + s.kernel_width - 1)) /
              static_cast<double>(part.lanes) * channels * step * inside_rows;
       break;
+    case Layout::flat: {
+      // Measured with AVX-512, against images, whose packing is not counted above: so less what that takes, of each
+      // channel. A row of taps is left out where it lies above the image for a whole vector.
+      const Index vectors = ceil_div(s.height * s.width, part.lanes);
+      Index left_out = 0;
+      for (Index i = 1; i < s.kernel_height; ++i) {
+        left_out += i * s.width / part.lanes;
+      }
+      const double included = 1 - static_cast<double>(left_out) / static_cast<double>(vectors * s.kernel_height);
+      const double outputs = static_cast<double>(ceil_div(s.channels, part.shape.block) * part.shape.block);
+      each = static_cast<double>(part.images * vectors) *
+             std::max(outputs * included + (36 / channels - 30) / taps, 0.3 * channels);
+      break;
+    }
   }
   if (part.shared && steps > 0) {
     // A band begins when its thread has done with an earlier one, and the band above is far enough.
@@ -250,9 +280,9 @@ struct Choice {
 };
 
 /// The layout of least cost for some images.
-Choice best_part(const Machine& machine, Operation operation, const Sizes& s, int threads) {
+Choice best_part(const Machine& machine, Operation operation, const Sizes& s, int threads, bool flat) {
   Choice best;
-  for (const Part& part : possible_parts(machine, operation, s, threads)) {
+  for (const Part& part : possible_parts(machine, operation, s, threads, flat)) {
     const double own = cost(machine, s, part, threads);
     if (own < best.cost) {
       best = {{part}, own};
@@ -263,9 +293,17 @@ Choice best_part(const Machine& machine, Operation operation, const Sizes& s, in
 
 }  // namespace
 
-std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& s, int threads) {
+std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& s, int threads, bool flat) {
   const FilterShape shape = shape_of(s, operation == Operation::solve, machine.element);
   std::vector<Part> parts;
+  bool has_flat = false;
+  if (flat && machine.has_masks && !shape.solve) {
+    const Part part = flat_part(machine, s, shape, threads);
+    has_flat = part.scratch_bytes <= most_cached;
+    if (has_flat) {
+      parts.push_back(part);
+    }
+  }
   for (const Index lanes : machine.lanes) {
     parts.push_back(images_part(machine, s, shape, lanes, 1));
     if (lanes == 1) {  // the last ones
@@ -275,7 +313,9 @@ std::vector<Part> possible_parts(const Machine& machine, Operation operation, co
       parts.push_back(images_part(machine, s, shape, lanes, machine.rows));
     }
     if (!shape.solve) {
-      parts.push_back(columns_part(machine, s, shape, lanes, threads));
+      if (!has_flat) {  // which is never slower
+        parts.push_back(columns_part(machine, s, shape, lanes, threads));
+      }
       continue;
     }
     for (Index images = 1; images < lanes && images < 2 * s.batch; images *= 2) {
@@ -301,8 +341,8 @@ std::vector<Part> possible_parts(const Machine& machine, Operation operation, co
   return parts;
 }
 
-FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& s, int threads) {
-  Choice best = best_part(machine, operation, s, threads);
+FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& s, int threads, bool flat) {
+  Choice best = best_part(machine, operation, s, threads, flat);
   // Full vectors of images, as many for every thread, and the rest as suits it.
   const Index lanes = machine.lanes[0], rest = s.batch % (lanes * threads);
   if (rest > 0 && rest < s.batch) {
@@ -315,7 +355,7 @@ FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes&
     if (cost(machine, full, alone, threads) < cost(machine, full, main, threads)) {
       main = alone;
     }
-    Choice tail = best_part(machine, operation, left, threads);
+    Choice tail = best_part(machine, operation, left, threads, flat);
     if (cost(machine, full, main, threads) + tail.cost < best.cost) {
       tail.parts[0].first = full.batch;
       best.parts = {main, tail.parts[0]};

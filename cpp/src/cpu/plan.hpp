@@ -19,6 +19,7 @@ enum class Layout {
   rows,      // solve, few images of few channels: a band of rows, each a column or two behind the one above it
   channels,  // solve, few images of many channels: the output channels of a pixel
   columns,   // conv: the columns of a row, without packing
+  flat,      // conv of flat arrays: the pixels of an image, whatever row they are in, without copying
 };
 
 /// What a plan must know of an instruction set, for one type of arithmetic.
@@ -26,7 +27,8 @@ struct Machine {
   std::int64_t lanes[4];  // descending
   std::int64_t block, channel_vectors;
   std::int64_t rows;
-  std::int64_t element;  // bytes
+  std::int64_t element;    // bytes
+  bool has_masks = false;  // as the layout flat needs them
 };
 
 /// Images [first, first + batch) in one layout. A task is a group of images and a group of channels, or, where these
@@ -48,7 +50,7 @@ struct Part {
   std::int64_t tasks(std::int64_t groups) const { return image_groups() * groups * (shared ? bands : 1); }
 
   /// Whether tasks wait for each other.
-  bool is_pipeline() const { return shared && layout != Layout::columns; }
+  bool is_pipeline() const { return shared && shape.solve; }
 };
 
 struct FilterPlan {
@@ -56,14 +58,20 @@ struct FilterPlan {
   int threads;
 };
 
-/// Every layout that can hold all the images.
-std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& sizes, int threads);
+/// Whether, in all groups, the rows and columns of an image lie one after the other, in input and output in the same
+/// order, and the output is not the input.
+template <class T>
+bool is_flat(const Filter<T>& problem);
+
+/// Every layout that can hold all the images of arrays that are `flat` or not.
+std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& sizes, int threads,
+                                 bool flat);
 
 /// Of no more threads than there are tasks.
 FilterPlan make_plan(std::vector<Part> parts, std::int64_t groups, int threads);
 
 /// The plan of least estimated cost.
-FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& sizes, int threads);
+FilterPlan plan_filter(const Machine& machine, Operation operation, const Sizes& sizes, int threads, bool flat);
 
 /// The plan in place of another one for a weight that is not finite, which must not meet the zeros around an image: the
 /// layout images, with one row at a time, leaves out all taps that lie outside. It takes no more memory than a few
