@@ -411,12 +411,18 @@ template <class T, class Each>
       }
     }
   } else {
-    const bool joined = images.row == images.column * width;
+    // Rows also touch where a corner turned only one of the axes; then each is gone through from its end.
+    const bool joined = images.row == images.column * width, from_ends = images.row == -images.column * width;
+    const Index last = width - 1;
     for (Index c = 0; c < channels; ++c) {
       if (joined) {
         each(Run<T>{data + c * step, images.batch, images.column, rows * width, packed.pixel, width,
                     packed.row - width * packed.pixel},
              c * packed.channel);
+      } else if (from_ends) {
+        each(Run<T>{data + c * step + last * images.column, images.batch, -images.column, rows * width, -packed.pixel,
+                    width, packed.row + width * packed.pixel},
+             c * packed.channel + last * packed.pixel);
       } else {
         for (Index r = 0; r < rows; ++r) {
           each(Run<T>{data + c * step + r * images.row, images.batch, images.column, width, packed.pixel, width, 0},
