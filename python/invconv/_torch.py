@@ -647,6 +647,17 @@ class _PlainConv(torch.autograd.Function):
     backward = _Conv.backward
 
 
+def bounded_weight(
+    taps: Tensor, bound: float, corner: str | tuple[str, ...], groups: int
+) -> Tensor | None:
+    """(I + L)(I + V) of :class:`invconv.nn.InverseConv2d` from the core, None where torch must."""
+    if _is_plain(taps, keys=_PLAIN_ON_CPU) and not _records(taps):
+        weight = torch.empty_like(taps)
+        if _core.bounded_weight(_memory(taps), _memory(weight), bound, corner, groups):
+            return weight
+    return None
+
+
 # torch.compile takes each of these into its graph as one operation and does not look inside.
 # (In torch, allow_in_graph has no types to check.)
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]

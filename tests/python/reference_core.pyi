@@ -35,6 +35,11 @@ def logabsdet(weight: object, height: object, width: object, corner: object, uni
 def growth(weight: object, height: object, width: object, corner: object, unit_diagonal: object, groups: object) -> float | None:
     """The infinity norm of M^-1, or None if the arguments are not plain."""
 
+def bounded_weight(taps: object, weight: object, bound: float, corner: object, groups: object) -> bool:
+    """
+    Write (I + L)(I + V), the weight of invconv.nn with a bound but for its diagonal, into weight, if the arguments are plain, dense and of float32 or float64, and say whether they are.
+    """
+
 def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], groups: int, device: int) -> int:
     """Bytes of the workspace that an operation needs on a CUDA device."""
 

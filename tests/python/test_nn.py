@@ -35,9 +35,15 @@ def randomize(module: torch.nn.Module, spread: float, seed: int = 0) -> None:
             parameter.copy_(spread * noise)
 
 
-def blocks(module: InverseConv2d | CausalConv2d) -> list[tuple[Tensor, Tensor]]:
-    """For each group the anchor ``(n, n)`` and the other taps ``(n, n, kh * kw - 1)``."""
-    weight = module.weight.detach()
+def blocks(
+    module: InverseConv2d | CausalConv2d, *, recorded: bool = True
+) -> list[tuple[Tensor, Tensor]]:
+    """For each group the anchor ``(n, n)`` and the other taps ``(n, n, kh * kw - 1)``.
+
+    With a bound, the core derives the weight where no gradient is recorded.
+    """
+    with torch.set_grad_enabled(recorded):
+        weight = module.weight.detach()
     corners = [module.corner] * module.groups if isinstance(module.corner, str) else module.corner
     result = []
     for part, corner in zip(weight.chunk(module.groups), corners, strict=True):
@@ -119,13 +125,16 @@ def test_starts_near_the_identity_and_without_symmetry() -> None:
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 1e7])
 @pytest.mark.parametrize("rho", [0.3, 0.9])
 @pytest.mark.parametrize("unit_diagonal", [True, False])
-def test_bound_holds_for_any_parameters(spread: float, rho: float, unit_diagonal: bool) -> None:
+@pytest.mark.parametrize("recorded", [True, False])
+def test_bound_holds_for_any_parameters(
+    spread: float, rho: float, unit_diagonal: bool, recorded: bool
+) -> None:
     module = InverseConv2d(
         6, 3, corner=("tl", "br"), groups=2, unit_diagonal=unit_diagonal, bound=rho,
         dtype=torch.float64,
     )  # fmt: skip
     randomize(module, spread)
-    for anchor, others in blocks(module):
+    for anchor, others in blocks(module, recorded=recorded):
         scaled = torch.einsum("oi,ict->oct", anchor.inverse(), others)
         norms = scaled.abs().sum(1).amax(0)
         # Scaling, the product with A and its inverse each round 3 x 9 terms, and A is far from
@@ -145,6 +154,47 @@ def test_bound_holds_for_any_parameters(spread: float, rho: float, unit_diagonal
         assert growth <= largest * (1 + 1000 * EPS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel_size", [(1, 1), (2, 3), (3, 3), (4, 1)])
+def test_the_core_derives_the_weight_that_torch_does(
+    dtype: torch.dtype, kernel_size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    derived = []
+
+    def core(*arguments: Any) -> bool:
+        derived.append(original(*arguments))
+        return derived[-1]
+
+    original = invconv._core.bounded_weight
+    monkeypatch.setattr(invconv._core, "bounded_weight", core)
+    for channels, groups in ((1, 1), (5, 1), (6, 2), (3, 3)):
+        for corner in (*CORNERS, tuple(CORNERS[g] for g in range(groups))):
+            module = InverseConv2d(
+                channels, kernel_size, corner=corner, groups=groups, unit_diagonal=groups > 1,
+                bound=0.7, dtype=dtype,
+            )  # fmt: skip
+            for spread in (0.01, 30.0):
+                randomize(module, spread)
+                recorded = module.weight
+                assert recorded.requires_grad and not derived
+                with torch.no_grad():
+                    plain = module.weight
+                assert derived.pop() is True
+                # Weights are at most about 2; sums of up to 5 x 9 numbers are rounded otherwise.
+                eps = torch.finfo(dtype).eps
+                torch.testing.assert_close(plain, recorded.detach(), rtol=0, atol=20 * eps)
+
+
+def test_torch_derives_the_weight_of_parameters_that_the_core_does_not_take() -> None:
+    for module in (
+        InverseConv2d(4, 3, bound=0.9, dtype=torch.bfloat16),
+        InverseConv2d(4, 3, bound=0.9).to(memory_format=torch.channels_last),
+    ):
+        with torch.no_grad():
+            plain = module.weight
+        assert torch.equal(plain, module.weight.detach())
+
+
 def test_bound_holds_for_infinite_parameters() -> None:
     module = InverseConv2d(3, 3, unit_diagonal=False, bound=0.9)
     with torch.no_grad():
@@ -152,6 +202,9 @@ def test_bound_holds_for_infinite_parameters() -> None:
             parameter.view(-1)[::2] = torch.inf
             parameter.view(-1)[1::2] = -torch.inf
     assert module.weight.isfinite().all()
+    with torch.no_grad():
+        plain = module.weight
+    torch.testing.assert_close(plain, module.weight.detach())
     growth = invconv.growth(module.weight.detach(), (16, 16), unit_diagonal=False)
     # float32 weights: the bound up to a relative 3 * 9 roundings, divided by 1 - rho twice.
     assert growth <= 2 / (1 - 0.9) ** 2 * (1 + 1e-4)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import invconv
 from invconv import _check
-from invconv._torch import has_values, without_autocast
+from invconv._torch import bounded_weight, has_values, without_autocast
 
 # Rounding the input once moves the result by up to growth * eps times its largest value.
 # Above 1e-3 fewer than three digits are left, and the promise of an exact inverse is empty.
@@ -105,6 +105,12 @@ class _TriangularConv2d(torch.nn.Module):
     def _constrained(self) -> Tensor:
         size = self.channels // self.groups
         taps: Tensor = self.taps
+        if self.bound is not None:
+            derived = bounded_weight(taps, self.bound, self.corner, self.groups)
+            if derived is not None:
+                if self.log2_diagonal is None:
+                    return derived
+                return self._diagonal().view(-1, 1, 1, 1) * derived
         at_anchor = self._anchor()
         if self.bound is not None:
             # An infinite parameter stands for the largest one, so that the sums below stay finite.
