@@ -138,7 +138,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """A context in which arithmetic on the tensor's device has the dtype of its operands."""
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
@@ -647,15 +647,28 @@ class _PlainConv(torch.autograd.Function):
     backward = _Conv.backward
 
 
-def bounded_weight(
+def bounded_by_core(
     taps: Tensor, bound: float, corner: str | tuple[str, ...], groups: int
 ) -> Tensor | None:
-    """(I + L)(I + V) of :class:`invconv.nn.InverseConv2d` from the core, None where torch must."""
-    if _is_plain(taps, keys=_PLAIN_ON_CPU) and not _records(taps):
-        weight = torch.empty_like(taps)
-        if _core.bounded_weight(_memory(taps), _memory(weight), bound, corner, groups):
-            return weight
-    return None
+    """``(I + L)(I + V)`` of :class:`invconv.nn.InverseConv2d`, None where torch must."""
+    weight = torch.empty_like(taps)
+    done = _core.bounded_weight(_memory(taps), _memory(weight), bound, corner, groups)
+    return weight if done else None
+
+
+def plain_or_recorded(
+    function: Callable[..., Tensor | None], recorded: Any, tensor: Tensor, *options: Any
+) -> Tensor | None:
+    """A function of the core of a plain tensor on the CPU, None if it is not one.
+
+    Where a gradient is recorded, through ``recorded``, a torch.autograd.Function.
+    """
+    if not _is_plain(tensor, keys=_PLAIN_ON_CPU):
+        return None
+    if not _records(tensor):
+        return function(tensor, *options)
+    result: Tensor | None = _apply_plain(recorded, tensor, *options)
+    return result
 
 
 # torch.compile takes each of these into its graph as one operation and does not look inside.

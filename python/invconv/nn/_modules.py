@@ -10,7 +10,8 @@ from torch import Tensor
 
 import invconv
 from invconv import _check
-from invconv._torch import bounded_weight, has_values, without_autocast
+from invconv._torch import has_values, without_autocast
+from invconv.nn._bounded import anchor_of, bounded_weight
 
 # Rounding the input once moves the result by up to growth * eps times its largest value.
 # Above 1e-3 fewer than three digits are left, and the promise of an exact inverse is empty.
@@ -91,46 +92,20 @@ class _TriangularConv2d(torch.nn.Module):
         with without_autocast(self.taps):
             return self._constrained()
 
-    def _anchor(self) -> Tensor:
-        """1 at the taps that multiply the pixel itself and 0 elsewhere, ``(C, 1, kh, kw)``.
-
-        Made from the corners each time: a buffer would be left without values by ``to_empty``.
-        """
-        names = (self.corner,) * self.groups if isinstance(self.corner, str) else self.corner
-        anchor = self.taps.new_zeros(self.groups, self.channels // self.groups, *self.kernel_size)
-        for group, name in enumerate(names):
-            anchor[(group, slice(None), *_check.ANCHORS[name])] = 1
-        return anchor.view(self.channels, 1, *self.kernel_size)
-
     def _constrained(self) -> Tensor:
-        size = self.channels // self.groups
         taps: Tensor = self.taps
         if self.bound is not None:
-            derived = bounded_weight(taps, self.bound, self.corner, self.groups)
-            if derived is not None:
-                if self.log2_diagonal is None:
-                    return derived
-                return self._diagonal().view(-1, 1, 1, 1) * derived
-        at_anchor = self._anchor()
-        if self.bound is not None:
-            # An infinite parameter stands for the largest one, so that the sums below stay finite.
-            largest = torch.finfo(taps.dtype).max / taps.numel()
-            taps = taps.clamp(-largest, largest)
+            weight = bounded_weight(taps, self.bound, self.corner, self.groups)
+            # M = D (I + L) (I + V).
+            if self.log2_diagonal is None:
+                return weight
+            return self._diagonal().reshape(-1, 1, 1, 1) * weight
+        size = self.channels // self.groups
+        at_anchor = anchor_of(taps, self.corner, self.groups)
         lower = (taps * at_anchor).sum((2, 3)).view(self.groups, size, size).tril(-1)
-        others = (taps * (1 - at_anchor)).view(self.groups, size, size, -1)
         identity = torch.eye(size, device=taps.device, dtype=taps.dtype)
-        if self.bound is None:
-            anchor = lower + identity * self._diagonal()
-        else:
-            rows = lower.abs().sum(2, keepdim=True)
-            anchor = lower * (self.bound / rows.clamp_min(self.bound)) + identity
-            norms = others.abs().sum(2).amax(1).sum(1)
-            others = others * (self.bound / norms.clamp_min(self.bound)).view(-1, 1, 1, 1)
-            # M = D (I + L) (I + V), so V, the bounded part, is what A^-1 leaves of the taps.
-            anchor = self._diagonal() * anchor
-            others = anchor @ others.flatten(2)
-        shape = (self.channels, size, *self.kernel_size)
-        return others.reshape(shape) + anchor.reshape(self.channels, size, 1, 1) * at_anchor
+        anchor = lower + identity * self._diagonal()
+        return taps * (1 - at_anchor) + anchor.reshape(self.channels, size, 1, 1) * at_anchor
 
     def _diagonal(self) -> Tensor:
         """The anchor's diagonal as ``(groups, C/groups, 1)``, positive; in [1/2, 2] if bounded."""
