@@ -142,22 +142,13 @@ FilterPlan plain_plan(const Machine& machine, Operation operation, const detail:
   return {};
 }
 
-/// Every plan of one part, for flat arrays those for others too, also as if its output were too large for the caches;
-/// the chosen one; and one of two parts.
+/// Every plan of one part, also as if its output were too large for the caches; the chosen one; and one of two parts.
 template <class T>
 std::vector<FilterPlan> plans_of(Operation operation, const detail::Sizes& sizes, int threads, bool flat,
                                  Random& random) {
   const Machine machine = cpu::this_machine<T>();
   std::vector<FilterPlan> plans{cpu::plan_filter(machine, operation, sizes, threads, flat)};
-  std::vector<Part> parts = cpu::possible_parts(machine, operation, sizes, threads, false);
-  if (flat) {
-    for (const Part& part : cpu::possible_parts(machine, operation, sizes, threads, true)) {
-      if (part.layout == cpu::Layout::flat) {
-        parts.push_back(part);
-      }
-    }
-  }
-  for (Part part : parts) {
+  for (Part part : cpu::possible_parts(machine, operation, sizes, threads, flat)) {
     plans.push_back(cpu::make_plan({part}, sizes.groups, threads));
     if (part.layout == cpu::Layout::rows || part.layout == cpu::Layout::columns || part.layout == cpu::Layout::flat) {
       part.shape.streamed = true;
@@ -429,17 +420,14 @@ void check_pipelines(Operation operation, const Problem& problem, int rounds) {
   carry_out<T>(filter_of<T>(operation, problem, in.view(), weight.view(), plain.view()),
                plain_plan(machine, operation, sizes));
   const detail::Filter<T> filter = filter_of<T>(operation, problem, in.view(), weight.view(), out.view());
-  int shared = 0;
+  int shared = 0, flat = 0;
   for (const int threads : {2, 3, 8, 16}) {
-    std::vector<Part> parts = cpu::possible_parts(machine, operation, sizes, threads, false);
-    if (operation == Operation::conv) {
-      std::ranges::copy(cpu::possible_parts(machine, operation, sizes, threads, true), std::back_inserter(parts));
-    }
-    for (const Part& part : parts) {
+    for (const Part& part : cpu::possible_parts(machine, operation, sizes, threads, true)) {
       if (!part.shared) {
         continue;
       }
       ++shared;
+      flat += part.layout == cpu::Layout::flat ? 1 : 0;
       const FilterPlan plan = cpu::make_plan({part}, sizes.groups, threads);
       SCOPED_TRACE(description(plan));
       for (int round = 0; round < (is_slow ? 2 : rounds); ++round) {
@@ -453,6 +441,7 @@ void check_pipelines(Operation operation, const Problem& problem, int rounds) {
     }
   }
   EXPECT_GT(shared, 0);
+  EXPECT_EQ(flat > 0, machine.has_flat && operation == Operation::conv);
 }
 
 TEST(Pipelines, OfBandsGiveTheSameBitsEveryTime) {

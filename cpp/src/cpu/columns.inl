@@ -10,9 +10,6 @@
 namespace invconv::detail::cpu {
 namespace {
 
-/// Sums that find a place in registers beside their operands.
-inline constexpr int most_sums = few_registers ? 12 : 24;
-
 /// A line of pixels, each channel on its own.
 template <class A>
 struct FilterLine {

@@ -37,7 +37,7 @@ PlanInfo describe(Operation operation, const Sizes& full, const Cpu& execution) 
     info.kernel = "sums";
     return info;
   }
-  const FilterPlan plan = plan_filter(this_machine<T>(), operation, s, info.threads, true);
+  const FilterPlan plan = plan_filter(this_machine<T>(), operation, s, info.threads, /*flat=*/true);
   info.threads = plan.threads;
   for (const Part& part : plan.parts) {
     info.kernel += info.kernel.empty() ? "" : ", ";

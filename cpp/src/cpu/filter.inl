@@ -162,6 +162,9 @@ template <class Vec>
 template <bool Solve>
 inline constexpr int lag = Solve ? 1 : 0;
 
+/// Sums that find a place in registers beside their operands.
+inline constexpr int most_sums = few_registers ? 12 : 24;
+
 /// The last operations of a block: those of the present pixel's own channels, which a solve finds and own(c, p) gives
 /// to a conv. What comes out is to be settled, by which no other sum need wait.
 template <class A, int V, int OB, bool Solve, int P, class Own>
@@ -306,10 +309,10 @@ void filter_plain_rows(const FilterRows<A, P>& row) {
 /// filter_plain_rows for a solve of one channel, a small kernel and row.left = 0. The arithmetic is so little that
 /// reading its operands would take longer: weights and pixels stay in registers, and of each row above a pixel is read
 /// once. All taps outside the image meet zeros.
-template <class A, int V, int P>
-void solve_single_rows(const FilterRows<A, P>& row) {
+template <class A, int V>
+void solve_single_rows(const FilterRows<A, 2>& row) {
   using Vec = Vector<A, V>;
-  constexpr int K = small_kernel, size = K + P - 1;
+  constexpr int K = small_kernel, P = 2, size = K + P - 1;
   static_assert(lag<true> == 1);
   Vec weight[K * K];
   INVCONV_UNROLL
@@ -348,8 +351,7 @@ void solve_single_rows(const FilterRows<A, P>& row) {
     }
   };
   constexpr std::integral_constant<int, 0> upper;
-  constexpr std::integral_constant<int, P - 1> lower;
-  static_assert(P <= 2);
+  constexpr std::integral_constant<int, 1> lower;
   take_step(0, upper, upper);
   for (Index s = 1; s < row.width; ++s) {
     take_step(s, upper, lower);

@@ -42,9 +42,9 @@ inline constexpr std::int64_t small_kernel = 3, small_channels = 4;
 /// With rows in the lanes, the columns by which a row of a small kernel is behind the one above it; else it is one. A
 /// result is a chain of multiply-adds. With one column, all those from the pixel above on would wait for the step
 /// before, with two only that of the pixel to the left, the last one: several channels have enough to do meanwhile.
-[[gnu::always_inline]] inline constexpr int small_lag(std::int64_t channels) { return channels == 1 ? 2 : 1; }
-[[gnu::always_inline]] inline std::int64_t rows_lag(const FilterShape& shape) {
-  return is_small(shape) ? small_lag(shape.channels) : 1;
+[[gnu::always_inline]] inline constexpr int small_slant(std::int64_t channels) { return channels == 1 ? 2 : 1; }
+[[gnu::always_inline]] inline std::int64_t rows_slant(const FilterShape& shape) {
+  return is_small(shape) ? small_slant(shape.channels) : 1;
 }
 
 /// Numbers of a small kernel's packed weight, which solve_rows may keep as vectors.
@@ -66,10 +66,10 @@ inline constexpr int rows_block = 12, flat_block = 12;
 /// Vectors of pixels as they lie in memory, of which up to so many are computed together.
 inline constexpr int flat_vectors_together = 8;
 
-/// The vectors of an image's pixels: [0, head) have taps outside the image in the first rows, or have pixels enough to
-/// be all of them; [tail, vectors) in the last rows, or pixels behind the image. Between these two, rows begin in the
-/// same lanes again after some vectors: the lanes of the first `repeated` ones, which are as many more as may be
-/// computed together, stand for all.
+/// A mask of a vector of pixels depends on the column in which it begins, except near the ends of the image, where rows
+/// are missing: vectors [0, head) and [tail, vectors), whichever end the taps reach over. Between these, masks repeat
+/// after `phases` vectors; the first `repeated` are kept, flat_vectors_together - 1 more than that, so that a group
+/// that begins at any phase has its masks one after the other. An image too small for that is all head.
 struct FlatRegions {
   std::int64_t head, tail, vectors, phases, repeated;
 };
@@ -84,14 +84,14 @@ struct FlatRegions {
   return r.tail - r.head > r.repeated ? r : FlatRegions{r.vectors, r.vectors, r.vectors, 1, 0};
 }
 
-/// Numbers of lanes in their table.
-[[gnu::always_inline]] inline std::int64_t flat_table_size(const FilterShape& shape, std::int64_t lanes) {
+/// How many masks there are: of each of those vectors one for every tap, and a flag.
+[[gnu::always_inline]] inline std::int64_t flat_masks(const FilterShape& shape, std::int64_t lanes) {
   const FlatRegions r = flat_regions(shape, lanes);
   return (r.head + r.repeated + r.vectors - r.tail) * (shape.kernel_height * shape.kernel_width + 1);
 }
 
-/// Which lanes of a vector of pixels have a tap inside the image: [tap]. The anchor's are those that are pixels.
-using FlatLanes = std::uint16_t;
+/// The lanes of a vector of pixels whose tap is inside the image; the anchor's are those that are pixels.
+using LaneMask = std::uint16_t;
 
 /// Pixels computed together with channels in the lanes: they do not depend on each other, and hide the latency of a
 /// multiplication.
@@ -184,7 +184,7 @@ struct Kernels {
   void (*conv_columns)(const FilterShape& shape, std::int64_t lanes, const Images<const T>& in, const Images<T>& out,
                        std::int64_t begin, std::int64_t end, const A* packed, void* scratch);
 
-  /// Null where there are no masks, and for types that are not computed in themselves. From vector `begin` to `end` of
+  /// Null without AVX-512, and for float16 and bfloat16, which must be widened first. From vector `begin` to `end` of
   /// each of the images.
   void (*conv_flat)(const FilterShape& shape, std::int64_t images, const Images<const T>& in, const Images<T>& out,
                     std::int64_t begin, std::int64_t end, const A* packed, void* scratch);

@@ -138,6 +138,7 @@ template <class A, int V, int N>
     using Vec = Vector<A, V>;
     constexpr auto all = std::make_integer_sequence<int, V>{};
     constexpr int wide = 16 / static_cast<int>(sizeof(A)), blocks = N / wide;
+    static_assert(N == V || blocks <= 2);
     // Inside the 128-bit lanes: then r[wide * i + k] holds element k of the lanes of wide vectors.
     INVCONV_UNROLL
     for (int i = 0; i < N; i += wide) {
@@ -213,8 +214,8 @@ struct Places {
   }
 };
 
-// All lanes are written at once; in their widest vectors, half as many elements of each stream are read at once as
-// there are lanes: they are brought together while they are read, and less is left to transpose.
+// All lanes are written at once. The widest vectors are filled from two halves, of streams q and E + q, while they are
+// read: that saves the last stage of the transposition.
 template <class A, int V>
 inline constexpr int elements_read = V * static_cast<int>(sizeof(A)) < 64 ? V : V / 2;
 
@@ -223,7 +224,8 @@ inline constexpr int elements_read = V * static_cast<int>(sizeof(A)) < 64 ? V : 
 template <class A, int V>
 inline constexpr int streams_written = V <= 4 ? V : V / 2;
 
-/// Whether 16 places so many bytes apart share fewer than two of the cache's.
+/// Whether what lies so many bytes apart falls into the same place of the first level of cache, or the one beside it:
+/// the distance is a multiple of 4 KiB but for less than a line.
 constexpr bool is_aliased(Index bytes) {
   constexpr Index period = 4096, line = 64;
   const Index rest = (bytes % period + period) % period;
@@ -231,8 +233,8 @@ constexpr bool is_aliased(Index bytes) {
 }
 
 template <class A, int V, int... J>
-[[gnu::always_inline]] inline Vector<A, V> joined(Vector<A, V / 2> low, Vector<A, V / 2> high,
-                                                  std::integer_sequence<int, J...>) {
+[[gnu::always_inline]] inline Vector<A, V> concatenated(Vector<A, V / 2> low, Vector<A, V / 2> high,
+                                                        std::integer_sequence<int, J...>) {
   return __builtin_shufflevector(low, high, J...);
 }
 
@@ -249,8 +251,9 @@ template <class T, class A, int Q, int E, int R, int Step>
         tile[r][q] = gather<A, Q, Step>(from[q] + first, step);
       } else {
         static_assert(2 * E == Q);
-        tile[r][q] = joined<A, Q>(gather<A, E, Step>(from[q] + first, step),
-                                  gather<A, E, Step>(from[E + q] + first, step), std::make_integer_sequence<int, Q>{});
+        tile[r][q] =
+            concatenated<A, Q>(gather<A, E, Step>(from[q] + first, step), gather<A, E, Step>(from[E + q] + first, step),
+                               std::make_integer_sequence<int, Q>{});
       }
     }
   }
@@ -369,6 +372,7 @@ template <class T, class A, int V>
 void unpack_run(const Run<T>& run, Index streams, const A* packed) {
   with_step<T, A>(run.step, [&](auto constant) {
     constexpr int step = decltype(constant)::value, few = streams_written<A, V>;
+    // Element by element there is nothing to gain by more streams.
     if (step == 0 || is_aliased(run.stream * static_cast<Index>(sizeof(T)))) {
       unpack_streams<T, A, V, few, step>(run, streams, packed);
     } else {

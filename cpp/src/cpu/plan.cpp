@@ -115,14 +115,14 @@ Part rows_part(const Machine& machine, const Sizes& s, FilterShape shape, Index 
   FilterShape& f = part.shape;
   f.block = fair_share(s.channels, rows_block);
   f.band = rows;
-  const Index lag = rows_lag(f), lead = s.kernel_height + s.kernel_width - 2;
+  const Index slant = rows_slant(f), lead = s.kernel_height + s.kernel_width - 2;
   part.shared = s.batch * s.groups < threads && part.bands > 1;
-  part.edge_pitch = lead + s.width + (lag + 1) * rows + s.kernel_height;
+  part.edge_pitch = lead + s.width + (slant + 1) * rows + s.kernel_height;
   part.edge_first = lead;
   part.edge_elements = (s.kernel_height - 1) * s.channels * part.edge_pitch;
   part.weight_elements = packed_weight_elements(f);
   // A short row at once; else windows that for one channel stay in the first level of cache.
-  const Index steps = ceil_div(s.width + lag * (rows - 1), lanes) * lanes;
+  const Index steps = ceil_div(s.width + slant * (rows - 1), lanes) * lanes;
   f.pitch = steps <= 512 ? steps : 128;
   part.scratch_bytes =
       pointer_bytes(s.kernel_height) +
@@ -178,7 +178,7 @@ Part flat_part(const Machine& machine, const Sizes& s, FilterShape shape, int th
     part.images = std::clamp<Index>(images / (8 * threads), 1, s.batch);  // they share a table
   }
   part.weight_elements = packed_weight_elements(f);
-  part.scratch_bytes = flat_table_size(f, lanes) * static_cast<Index>(sizeof(FlatLanes));
+  part.scratch_bytes = flat_masks(f, lanes) * static_cast<Index>(sizeof(LaneMask));
   return part;
 }
 
@@ -197,7 +197,7 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
   // A band tells the one below on another core how far it is, and so much could be done meanwhile.
   const double told = 1000 / (channels * taps);
   double each = 0;
-  const Index lag = rows_lag(part.shape);
+  const Index slant = rows_slant(part.shape);
   // Of bands that follow each other: the steps of one, and those by which it is behind the one above it.
   Index steps = 0, behind = 0;
   switch (part.layout) {
@@ -209,10 +209,10 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
       each *= part.shape.rows < machine.rows
                   ? 1.1
                   : 1 + 0.8 * static_cast<double>(machine.rows - 1) / static_cast<double>(s.width);
-      // With AVX-512 two rows of one channel stay in registers.
-      each *= is_wide(machine) && part.shape.solve && is_small(part.shape) && s.channels == 1 && part.shape.rows == 2
-                  ? 0.6
-                  : 1;
+      // See solve_single_rows; measured with AVX-512.
+      if (is_wide(machine) && part.shape.solve && is_small(part.shape) && s.channels == 1 && part.shape.rows == 2) {
+        each *= 0.6;
+      }
       break;
     case Layout::mixed:
       // Measured with AVX-512. Nothing is left out, and a step has something to do beside its arithmetic, or, with few
@@ -227,8 +227,8 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
     case Layout::rows:
       // Beside the arithmetic, what is moved from lane to lane, and the waiting for the last pixel, during which a
       // second vector can be worked on.
-      steps = s.width + lag * (part.shape.band - 1);
-      behind = lag * part.shape.band + 2 * hand_over(s.width, part.lanes) + s.kernel_height;
+      steps = s.width + slant * (part.shape.band - 1);
+      behind = slant * part.shape.band + 2 * hand_over(s.width, part.lanes) + s.kernel_height;
       each = static_cast<double>(part.bands * steps * (part.shape.band / part.lanes)) *
              (1.05 * channels * step + (part.shape.band > part.lanes ? 2 : 3) * channels / taps);
       break;
@@ -247,8 +247,10 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
              static_cast<double>(part.lanes) * channels * step * inside_rows;
       break;
     case Layout::flat: {
-      // Measured with AVX-512, against images, whose packing is not counted above: so less what that takes, of each
-      // channel. A row of taps is left out where it lies above the image for a whole vector.
+      // Measured with AVX-512, against images: beside the arithmetic a vector takes as long as so many multiplications,
+      // and less by what their packing takes of each channel, which is not counted there; but as long at least as
+      // reading and writing do. A row of taps is left out where it lies above the image for a whole vector.
+      constexpr double overhead = 36, packing = 30, moving = 0.3;
       const Index vectors = ceil_div(s.height * s.width, part.lanes);
       Index left_out = 0;
       for (Index i = 1; i < s.kernel_height; ++i) {
@@ -257,7 +259,7 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
       const double included = 1 - static_cast<double>(left_out) / static_cast<double>(vectors * s.kernel_height);
       const double outputs = static_cast<double>(ceil_div(s.channels, part.shape.block) * part.shape.block);
       each = static_cast<double>(part.images * vectors) *
-             std::max(outputs * included + (36 / channels - 30) / taps, 0.3 * channels);
+             std::max(outputs * included + (overhead / channels - packing) / taps, moving * channels);
       break;
     }
   }
@@ -281,8 +283,13 @@ struct Choice {
 
 /// The layout of least cost for some images.
 Choice best_part(const Machine& machine, Operation operation, const Sizes& s, int threads, bool flat) {
+  const std::vector<Part> parts = possible_parts(machine, operation, s, threads, flat);
+  const bool has_flat = std::ranges::any_of(parts, [](const Part& part) { return part.layout == Layout::flat; });
   Choice best;
-  for (const Part& part : possible_parts(machine, operation, s, threads, flat)) {
+  for (const Part& part : parts) {
+    if (has_flat && part.layout == Layout::columns) {
+      continue;  // it counts no overhead; measured, flat is never slower
+    }
     const double own = cost(machine, s, part, threads);
     if (own < best.cost) {
       best = {{part}, own};
@@ -296,11 +303,9 @@ Choice best_part(const Machine& machine, Operation operation, const Sizes& s, in
 std::vector<Part> possible_parts(const Machine& machine, Operation operation, const Sizes& s, int threads, bool flat) {
   const FilterShape shape = shape_of(s, operation == Operation::solve, machine.element);
   std::vector<Part> parts;
-  bool has_flat = false;
-  if (flat && machine.has_masks && !shape.solve) {
+  if (flat && machine.has_flat && !shape.solve) {
     const Part part = flat_part(machine, s, shape, threads);
-    has_flat = part.scratch_bytes <= most_cached;
-    if (has_flat) {
+    if (part.scratch_bytes <= most_cached) {
       parts.push_back(part);
     }
   }
@@ -313,9 +318,7 @@ std::vector<Part> possible_parts(const Machine& machine, Operation operation, co
       parts.push_back(images_part(machine, s, shape, lanes, machine.rows));
     }
     if (!shape.solve) {
-      if (!has_flat) {  // which is never slower
-        parts.push_back(columns_part(machine, s, shape, lanes, threads));
-      }
+      parts.push_back(columns_part(machine, s, shape, lanes, threads));
       continue;
     }
     for (Index images = 1; images < lanes && images < 2 * s.batch; images *= 2) {

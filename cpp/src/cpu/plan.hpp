@@ -27,8 +27,8 @@ struct Machine {
   std::int64_t lanes[4];  // descending
   std::int64_t block, channel_vectors;
   std::int64_t rows;
-  std::int64_t element;    // bytes
-  bool has_masks = false;  // as the layout flat needs them
+  std::int64_t element;   // bytes
+  bool has_flat = false;  // whether there is a kernel for the layout flat
 };
 
 /// Images [first, first + batch) in one layout. A task is a group of images and a group of channels, or, where these

@@ -1,5 +1,5 @@
-// solve with the rows of a band in the lanes, each `lag` columns behind the one above it: one, so that a step is a
-// piece of an anti-diagonal, or two, see rows_lag(). Part of kernels.inl.
+// solve with the rows of a band in the lanes, each `slant` columns behind the one above it: one, so that a step is a
+// piece of an anti-diagonal, or two, see rows_slant(). Part of kernels.inl.
 
 #pragma once
 
@@ -28,16 +28,16 @@ template <class A, int V>
   return shift<A, V>(before, v, std::make_integer_sequence<int, V>{});
 }
 
-/// Lane l of it is 0 before step lag * l, when the row in it begins.
+/// Lane l of it is 0 before step slant * l, when the row in it begins.
 template <class A, int V>
-[[gnu::always_inline]] inline Vector<A, V> begun(Vector<A, V> value, Index step, Index lag) {
+[[gnu::always_inline]] inline Vector<A, V> begun(Vector<A, V> value, Index step, Index slant) {
   using Int = std::conditional_t<sizeof(A) == 4, std::int32_t, std::int64_t>;
   using Ints = Vector<Int, V>;
-  if (step < lag * (V - 1)) {
+  if (step < slant * (V - 1)) {
     Ints first;
     INVCONV_UNROLL
     for (int lane = 0; lane < V; ++lane) {
-      first[lane] = static_cast<Int>(lane * lag);
+      first[lane] = static_cast<Int>(lane * slant);
     }
     const Ints have_begun = first <= Ints{} + static_cast<Int>(step);
     return reinterpret_cast<Vector<A, V>>(reinterpret_cast<Ints>(value) & have_begun);
@@ -45,7 +45,7 @@ template <class A, int V>
   return value;
 }
 
-/// A band at work, tile after tile of V steps. The pixel that row l works on in step t is (l, t - lag * l).
+/// A band at work, tile after tile of V steps. The pixel that row l works on in step t is (l, t - slant * l).
 template <class A>
 struct Tiles {
   const FilterShape& shape;
@@ -57,7 +57,7 @@ struct Tiles {
   A* steps;        // what is kept from one tile to the next
 };
 
-/// Rows that are read each `lag` columns behind the one above it: [channel][row][step].
+/// Rows that are read each `slant` columns behind the one above it: [channel][row][step].
 template <class A>
 struct Skewed {
   const A* data;
@@ -170,15 +170,15 @@ void solve_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index ste
 
 /// The same with K x K taps of C channels and N vectors of rows. Only the results of a step go by way of memory: what
 /// the next step needs would arrive too late from there. Of each X_i the last K - 1 vectors are kept, and the next one
-/// is moved up from X_{i-1} when it is first needed, X_i[t - lag * i] in step t: then row -m moves in at column t.
+/// is moved up from X_{i-1} when it is first needed, X_i[t - slant * i] in step t: then row -m moves in at column t.
 template <class A, int V, int N, int C, int K, bool Begins>
 [[gnu::always_inline]] inline void solve_small_steps(const Tiles<A>& tiles, A* tile, Index step) {
   using Vec = Vector<A, V>;
   const bool unit_diagonal = tiles.shape.unit_diagonal;
   A* const kept = tile + V * N * C * V;
-  constexpr int lag = small_lag(C);
-  static_assert(lag < K);
-  Vec x[K][K - 1][N][C];  // X_i[t - lag * i - 1], X_i[t - lag * i - 2], ...
+  constexpr int slant = small_slant(C);
+  static_assert(slant < K);
+  Vec x[K][K - 1][N][C];  // X_i[t - slant * i - 1], X_i[t - slant * i - 2], ...
   const auto for_kept = [&](auto&& each) {
     INVCONV_UNROLL
     for (int i = 0; i < K; ++i) {
@@ -228,8 +228,8 @@ template <class A, int V, int N, int C, int K, bool Begins>
           Vec before = splat<A, V>(tiles.above[(i - 1) * tiles.row_pitch + c * tiles.channel_pitch + step + s]);
           INVCONV_UNROLL
           for (int n = 0; n < N; ++n) {
-            next[n][c] = shift<A, V>(before, x[i - 1][lag - 1][n][c]);
-            before = x[i - 1][lag - 1][n][c];
+            next[n][c] = shift<A, V>(before, x[i - 1][slant - 1][n][c]);
+            before = x[i - 1][slant - 1][n][c];
           }
         }
       }
@@ -275,7 +275,7 @@ template <class A, int V, int N, int C, int K, bool Begins>
           sum[n][o] = multiply_add<A, V>(sum[n][c], weight(square + c * C + o), sum[n][o]);
         }
         if constexpr (Begins) {
-          sum[n][c] = begun<A, V>(sum[n][c], step + s - lag * n * V, lag);
+          sum[n][c] = begun<A, V>(sum[n][c], step + s - slant * n * V, slant);
         }
         INVCONV_UNROLL
         for (int j = K - 2; j > 0; --j) {
@@ -436,7 +436,7 @@ template <class A, int V, int N, int C, bool Begins>
 
 template <class A, int V, int N, int C>
 void solve_small_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index step) {
-  constexpr int K = small_kernel, lag = small_lag(C), pixel = N * C * V, lead = works_ahead(C) ? 2 * (K - 1) : 0;
+  constexpr int K = small_kernel, slant = small_slant(C), pixel = N * C * V, lead = works_ahead(C) ? 2 * (K - 1) : 0;
   A* const tile = tiles.steps + lead * pixel;  // [step][vector][channel][lane]
   if (step == 0) {
     if constexpr (works_ahead(C)) {
@@ -452,7 +452,7 @@ void solve_small_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Ind
       window_to_steps<A, V>(in.data + c * in.channel + n * V * in.row, in.row, tile + (n * C + c) * V, pixel);
     }
   }
-  if (step < lag * N * V) {
+  if (step < slant * N * V) {
     small_steps<A, V, N, C, true>(tiles, tile, step);
   } else {
     small_steps<A, V, N, C, false>(tiles, tile, step);
@@ -540,7 +540,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   using A = Arithmetic<T>;
   const Index channels = shape.channels, width = shape.width, kernel_height = shape.kernel_height, rows = shape.band;
   const Index first = band.index * rows, live = first + rows <= shape.height ? rows : shape.height - first;
-  const Index lag = rows_lag(shape), lead = kernel_height - 1 + shape.kernel_width - 1;
+  const Index slant = rows_slant(shape), lead = kernel_height - 1 + shape.kernel_width - 1;
   const auto function = tile_of<A, V>(shape);
   A* const steps = static_cast<A*>(skip_pointers(scratch, kernel_height));
   A* const vectors = steps + kernel_height * (lead + V) * channels * rows;
@@ -566,8 +566,8 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   // The rows are written in long pieces, by way of a window that lies well in the cache whatever their strides; what
   // does not fill a vector or a cache line of the output waits for the next window.
   constexpr Index per_line = 64 / static_cast<Index>(sizeof(T)), ahead = per_line > V ? per_line : V;
-  const Index total = (width + lag * (live - 1) + V - 1) / V * V;
-  for_live([&](Index c, Index row) { prefetch_columns(from(c, row), in.column, -lag * row, columns_ahead, width); });
+  const Index total = (width + slant * (live - 1) + V - 1) / V * V;
+  for_live([&](Index c, Index row) { prefetch_columns(from(c, row), in.column, -slant * row, columns_ahead, width); });
   for (Index c = 0; c < channels; ++c) {
     for (Index row = live; row < rows; ++row) {
       std::memset(line(c, row), 0, sizeof(A) * static_cast<std::size_t>(shape.pitch));
@@ -589,28 +589,28 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
     // Whole pieces of the rows are read from where they are.
     Skewed<A> skewed{window, rows * tiles.line, tiles.line};
     if constexpr (std::is_same_v<T, A>) {
-      if (in.column == 1 && live == rows && start >= lag * (rows - 1) && start + n <= width) {
-        skewed = {from(0, 0) + start, in.channel, in.row - lag};
+      if (in.column == 1 && live == rows && start >= slant * (rows - 1) && start + n <= width) {
+        skewed = {from(0, 0) + start, in.channel, in.row - slant};
       }
     }
     if (skewed.data == window) {
       for_live([&](Index c, Index row) {
-        copy_columns_in<A, V>(from(c, row), in.column, start - lag * row, n, width, line(c, row));
+        copy_columns_in<A, V>(from(c, row), in.column, start - slant * row, n, width, line(c, row));
       });
     }
     // The last rows, for the band below.
     const auto leave = [&](Index t, Index count) {
       for (Index c = 0; c < channels; ++c) {
         for (Index m = 1; m < kernel_height; ++m) {
-          copy_columns_out<A, V>(band.below + ((m - 1) * channels + c) * band.pitch, Index{1}, t - lag * (rows - m),
+          copy_columns_out<A, V>(band.below + ((m - 1) * channels + c) * band.pitch, Index{1}, t - slant * (rows - m),
                                  count, width, line(c, rows - m) + t - start);
         }
       }
     };
     for (Index t = start; t < start + n; t += V, skewed.data += V) {
-      if (t % ahead == 0 && t + columns_ahead - lag * (live - 1) < width) {
+      if (t % ahead == 0 && t + columns_ahead - slant * (live - 1) < width) {
         for_live([&](Index c, Index row) {
-          prefetch_columns(from(c, row), in.column, t + columns_ahead - lag * row, ahead, width);
+          prefetch_columns(from(c, row), in.column, t + columns_ahead - slant * row, ahead, width);
         });
       }
       if ((t - start) % chunk == 0) {
@@ -619,7 +619,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
           prefetch_edge(band.above, t == 0 ? 0 : t + chunk, t + 2 * chunk + kernel_height, std::false_type{});
         }
         if (band.done != nullptr) {
-          prefetch_edge(band.below, t - lag * rows, t - lag * rows + chunk, std::true_type{});
+          prefetch_edge(band.below, t - slant * rows, t - slant * rows + chunk, std::true_type{});
         }
       }
       if ((t - start) % chunk == chunk / 2 / V * V) {
@@ -630,7 +630,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
       if (band.done != nullptr && (done % chunk == 0 || done == n)) {
         const Index count = (done - 1) % chunk + 1;
         leave(t + V - count, count);
-        const Index columns = t + V - lag * (rows - 1);
+        const Index columns = t + V - slant * (rows - 1);
         finished(band, columns < 0 ? 0 : columns < width ? columns : width - 1, width);
       }
     }
@@ -640,9 +640,9 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
     for_live([&](Index c, Index row) {
       T* const to = out.data + (first + row) * out.row + c * out.channel;
       A* const here = line(c, row);
-      const Index before = start == 0 ? 0 : unfilled(to, out.column, start - lag * row, piece);
-      const Index after = start + n == total ? 0 : unfilled(to, out.column, start + n - lag * row, piece);
-      copy_columns_out<A, V>(to, out.column, start - lag * row - before, n + before - after, width, here - before,
+      const Index before = start == 0 ? 0 : unfilled(to, out.column, start - slant * row, piece);
+      const Index after = start + n == total ? 0 : unfilled(to, out.column, start + n - slant * row, piece);
+      copy_columns_out<A, V>(to, out.column, start - slant * row - before, n + before - after, width, here - before,
                              shape.streamed);
       if (start + n < total) {
         std::memcpy(here - piece, here + n - piece, sizeof(A) * piece);
