@@ -152,8 +152,9 @@ TEXTS = {
     ),
     "speed": (
         "Times at the paper's size",
-        f"{SPEED_NOTES} On a CPU a solve costs what a convolution costs, so that the first two "
-        "families sample in the same time; a 1x1 convolution has a ninth of their arithmetic.",
+        f"{SPEED_NOTES} On a CPU a solve costs about what a convolution costs, for which AVX-512 "
+        "need not pack the images. A 1x1 convolution has a ninth of their arithmetic, but to "
+        "invert its matrix takes longer than a whole layer of few channels.",
     ),
     "size": (
         "Scaling with the size of images",

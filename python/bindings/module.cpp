@@ -26,7 +26,6 @@
 #include <utility>
 #include <variant>
 
-#include "bounded.hpp"
 #include "invconv/invconv.hpp"
 #include "jax.hpp"
 #include "types.hpp"
@@ -167,16 +166,6 @@ class Array {
   bool same_kind(const Array& other) const { return type_ == other.type_ && axes_ == other.axes_; }
   bool same_shape(const Array& other) const { return shape_ == other.shape_; }
   bool are_images() const { return axes_ <= 4; }
-  /// Row-major, without gaps.
-  bool is_dense() const {
-    std::int64_t stride = 1;
-    for (std::size_t axis = most_axes; axis-- > 0; stride *= shape_[axis]) {
-      if (stride_[axis] != stride && shape_[axis] > 1) {
-        return false;
-      }
-    }
-    return true;
-  }
   /// A weight, or one for each of the images.
   bool is_weight_for(const Array& images) const {
     return type_ == images.type_ && (axes_ == 4 || (axes_ == 5 && images.axes_ == 4));
@@ -554,29 +543,19 @@ nb::object growth(nb::handle weight, nb::handle height, nb::handle width, nb::ha
                    unit_diagonal, groups);
 }
 
-bool bounded(nb::handle taps, nb::handle weight, double bound, nb::handle corner, nb::handle groups) {
+bool bounded_weight(nb::handle taps, nb::handle weight, double bound, nb::handle corner, nb::handle groups) {
   invconv::Options options;
   const Array from(taps), to(weight, true);
   if (!from.plain() || !to.plain() || from.axes() != 4 || !to.same_kind(from) || !to.same_shape(from) ||
-      !from.is_dense() || !to.is_dense() || !read(corner, nb::bool_(true), groups, options)) {
+      !read(corner, nb::bool_(true), groups, options)) {
     return false;
   }
-  return with_type(from.type(), [&](auto zero) {
+  with_type(from.type(), [&](auto zero) {
     using T = decltype(zero);
-    if constexpr (std::is_floating_point_v<T>) {
-      const auto view = from.view<const T>();
-      const std::int64_t corners = std::ssize(options.corners);
-      if (options.groups < 1 || view.shape[0] != options.groups * view.shape[1] ||
-          (corners != 1 && corners != options.groups)) {
-        return false;
-      }
-      const nb::gil_scoped_release unlocked;
-      bounded_weight<T>(view.data, to.view<T>().data, view.shape, bound, options);
-      return true;
-    } else {
-      return false;  // torch rounds each step to the half types
-    }
+    const nb::gil_scoped_release unlocked;
+    invconv::bounded_weight<T>(from.view<const T>(), bound, to.view<T>(), options);
   });
+  return true;
 }
 
 }  // namespace
@@ -628,10 +607,11 @@ NB_MODULE(_core, m) {
                 "unit_diagonal: object, groups: object) -> float | None"),
         "The infinity norm of M^-1, or None if the arguments are not plain.");
   m.def(
-      "bounded_weight", &bounded, "taps"_a.none(), "weight"_a.none(), "bound"_a, "corner"_a.none(), "groups"_a.none(),
+      "bounded_weight", &bounded_weight, "taps"_a.none(), "weight"_a.none(), "bound"_a, "corner"_a.none(),
+      "groups"_a.none(),
       nb::sig("def bounded_weight(taps: object, weight: object, bound: float, corner: object, groups: object) -> bool"),
-      "Write (I + L)(I + V), the weight of invconv.nn with a bound but for its diagonal, into weight, if the arguments "
-      "are plain, dense and of float32 or float64, and say whether they are.");
+      "Write (I + L)(I + V), a weight of bounded inverse, into weight, if the arguments are plain, and say whether "
+      "they are.");
   m.def("workspace_size", &workspace_size, "operation"_a, "dtype"_a, "images"_a, "weight"_a, "groups"_a, "device"_a,
         nb::sig("def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], "
                 "groups: int, device: int) -> int"),

@@ -647,28 +647,24 @@ class _PlainConv(torch.autograd.Function):
     backward = _Conv.backward
 
 
-def bounded_by_core(
-    taps: Tensor, bound: float, corner: str | tuple[str, ...], groups: int
-) -> Tensor | None:
-    """``(I + L)(I + V)`` of :class:`invconv.nn.InverseConv2d`, None where torch must."""
-    weight = torch.empty_like(taps)
-    done = _core.bounded_weight(_memory(taps), _memory(weight), bound, corner, groups)
-    return weight if done else None
+def bounded_by_core(recorded: Any, taps: Tensor, *options: Any) -> Tensor | None:
+    """``(I + L)(I + V)`` of :class:`invconv.nn.InverseConv2d`, or None where torch must derive it.
 
-
-def plain_or_recorded(
-    function: Callable[..., Tensor | None], recorded: Any, tensor: Tensor, *options: Any
-) -> Tensor | None:
-    """A function of the core of a plain tensor on the CPU, None if it is not one.
-
-    Where a gradient is recorded, through ``recorded``, a torch.autograd.Function.
+    Where a gradient is recorded, through ``recorded``, a torch.autograd.Function whose forward is
+    :func:`bounded`.
     """
-    if not _is_plain(tensor, keys=_PLAIN_ON_CPU):
+    if not _is_plain(taps, keys=_PLAIN_ON_CPU):
         return None
-    if not _records(tensor):
-        return function(tensor, *options)
-    result: Tensor | None = _apply_plain(recorded, tensor, *options)
+    if not _records(taps):
+        return bounded(taps, *options)
+    result: Tensor | None = _apply_plain(recorded, taps, *options)
     return result
+
+
+def bounded(taps: Tensor, *options: Any) -> Tensor | None:
+    """The same of plain taps that nothing records."""
+    weight = torch.empty_like(taps)
+    return weight if _core.bounded_weight(_memory(taps), _memory(weight), *options) else None
 
 
 # torch.compile takes each of these into its graph as one operation and does not look inside.

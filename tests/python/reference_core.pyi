@@ -37,7 +37,7 @@ def growth(weight: object, height: object, width: object, corner: object, unit_d
 
 def bounded_weight(taps: object, weight: object, bound: float, corner: object, groups: object) -> bool:
     """
-    Write (I + L)(I + V), the weight of invconv.nn with a bound but for its diagonal, into weight, if the arguments are plain, dense and of float32 or float64, and say whether they are.
+    Write (I + L)(I + V), a weight of bounded inverse, into weight, if the arguments are plain, and say whether they are.
     """
 
 def workspace_size(operation: str, dtype: str, images: tuple[int, ...], weight: tuple[int, ...], groups: int, device: int) -> int:

@@ -124,7 +124,7 @@ def test_bound_holds_for_any_parameters(
     spread: float, rho: float, unit_diagonal: bool, by_torch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by_torch:
-        monkeypatch.setattr(_bounded, "plain_or_recorded", lambda *_: None)
+        monkeypatch.setattr(_bounded, "bounded_by_core", lambda *_: None)
     module = InverseConv2d(
         6, 3, corner=("tl", "br"), groups=2, unit_diagonal=unit_diagonal, bound=rho,
         dtype=torch.float64,
@@ -167,7 +167,7 @@ def test_the_core_derives_the_bounded_weight_that_torch_does(
                 with torch.no_grad():
                     assert torch.equal(module.weight, weight)
                 with monkeypatch.context() as patched:
-                    patched.setattr(_bounded, "plain_or_recorded", lambda *_: None)
+                    patched.setattr(_bounded, "bounded_by_core", lambda *_: None)
                     expected = module.weight
                 # Weights are at most about 2; sums of up to 5 x 9 numbers are rounded otherwise.
                 eps = torch.finfo(dtype).eps
@@ -190,15 +190,15 @@ def test_derivatives_of_the_bounded_weight() -> None:
     assert torch.autograd.gradgradcheck(weight, taps)
 
 
-def test_torch_derives_the_bounded_weight_that_the_core_does_not() -> None:
-    for module in (
-        InverseConv2d(4, 3, bound=0.9, dtype=torch.bfloat16),
-        InverseConv2d(4, 3, bound=0.9).to(memory_format=torch.channels_last),
-    ):
+def test_the_core_derives_the_bounded_weight_of_half_types_and_any_strides() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        module = InverseConv2d(4, 3, bound=0.9, dtype=dtype).to(memory_format=torch.channels_last)
         weight = module.weight
-        assert type(weight.grad_fn).__name__ != "_DerivedBackward"
+        assert type(weight.grad_fn).__name__ == "_DerivedBackward"
         with torch.no_grad():
             assert torch.equal(module.weight, weight)
+        # Their arithmetic is float32's, and rounded once.
+        assert torch.equal(weight, module.float().weight.to(dtype))
 
 
 def test_bound_holds_for_infinite_parameters() -> None:

@@ -195,6 +195,16 @@ template <class T>
 double growth(View<const T> weight, std::int64_t height, std::int64_t width, const Options& options,
               const Cpu& execution = {});
 
+/// The weight of M = (I + L)(I + V) from free numbers `taps`, both of the shape (C, C/groups, kh, kw): for every taps
+/// but NaN the infinity norm of M^-1 is at most 1 / (1 - bound)^2 on images of any size, as Neumann's series shows. L
+/// is the strictly lower triangle of the anchor's taps, each row scaled until its absolute values add up to `bound` at
+/// most; V the other taps, those of a group scaled until their infinity norms, one for each tap, do. Infinite taps
+/// count as the largest number whose sums stay finite. M has a unit diagonal, whatever options.unit_diagonal says; D M,
+/// each output's taps times a number, has any other. On the CPU, on one thread. `weight` overlaps with nothing, or is
+/// `taps`. Throws Error also for a bound that is not in (0, 1).
+template <class T>
+void bounded_weight(In<T> taps, double bound, View<T> weight, const Options& options);
+
 /// The number of threads that Cpu{0} means: what set_num_threads() said, else the environment's INVCONV_NUM_THREADS,
 /// else what a shared OpenMP runtime would use, else OMP_NUM_THREADS, else the processors that this process may run on.
 int num_threads();
@@ -241,8 +251,9 @@ struct PlanInfo {
 };
 
 /// The plan of an operation. Where solve_backward is a solve and then a weight_grad, launches are those of both, and
-/// the other numbers the larger ones. Nothing is computed. On CUDA `shared_bytes`, if not 0, stands for what a thread
-/// block of the device may have, and no device is looked at; all devices of one such size have the same plans.
+/// the other numbers the larger ones. Nothing is computed. On the CPU for arrays without gaps, the output not the
+/// input. On CUDA `shared_bytes`, if not 0, stands for what a thread block of the device may have, and no device is
+/// looked at; all devices of one such size have the same plans.
 template <class T>
 PlanInfo describe_plan(Operation operation, const Shape& image, const Shape& weight, const Options& options,
                        const Execution& execution, std::size_t shared_bytes = 0);

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invconv import _check
-from invconv._torch import bounded_by_core, plain_or_recorded, without_autocast
+from invconv._torch import bounded, bounded_by_core, without_autocast
 
 
 def anchor_of(taps: Tensor, corner: str | Sequence[str], groups: int) -> Tensor:
@@ -31,7 +31,7 @@ def bounded_weight(
     whether a gradient is recorded changes no bit.
     """
     options = bound, corner, groups
-    derived = plain_or_recorded(bounded_by_core, _Derived, taps, *options)
+    derived = bounded_by_core(_Derived, taps, *options)
     return _by_torch(taps, *options) if derived is None else derived
 
 
@@ -60,7 +60,7 @@ class _Derived(torch.autograd.Function):
     def forward(ctx: Any, taps: Tensor, *options: Any) -> Any:
         ctx.save_for_backward(taps)
         ctx.options = options
-        return bounded_by_core(taps, *options)
+        return bounded(taps, *options)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
