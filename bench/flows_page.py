@@ -153,8 +153,8 @@ TEXTS = {
     "speed": (
         "Times at the paper's size",
         f"{SPEED_NOTES} On a CPU a solve costs about what a convolution costs, for which AVX-512 "
-        "need not pack the images. A 1x1 convolution has a ninth of their arithmetic, but to "
-        "invert its matrix takes longer than a whole layer of few channels.",
+        "need not pack the images. A 1x1 convolution has a ninth of their arithmetic, beside which "
+        "its matrix is inverted.",
     ),
     "size": (
         "Scaling with the size of images",

@@ -17,10 +17,6 @@ namespace {
 
 using namespace detail;
 
-Corner corner_of(const Options& options, std::int64_t group) {
-  return options.corners.size() == 1 ? options.corners[0] : options.corners[static_cast<std::size_t>(group)];
-}
-
 struct Free {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
 };

@@ -120,7 +120,7 @@ void bounded_weight(In<T> taps, double bound, View<T> weight, const Options& opt
     }
   };
   for (std::int64_t group = 0; group < sizes.groups; ++group) {
-    const Corner corner = options.corners[options.corners.size() == 1 ? 0 : static_cast<std::size_t>(group)];
+    const Corner corner = corner_of(options, group);
     for_taps(group_taps(taps, group, channels, corner, false), [largest](const T& from, A& to) {
       const A tap = widened<A>(from);
       to = tap < -largest ? -largest : tap > largest ? largest : tap;

@@ -12,6 +12,10 @@
 
 namespace invconv::detail {
 
+inline Corner corner_of(const Options& options, std::int64_t group) {
+  return options.corners.size() == 1 ? options.corners[0] : options.corners[static_cast<std::size_t>(group)];
+}
+
 inline bool flips_rows(Corner corner) { return corner == Corner::bl || corner == Corner::br; }
 inline bool flips_columns(Corner corner) { return corner == Corner::tr || corner == Corner::br; }
 
