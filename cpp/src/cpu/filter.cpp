@@ -185,8 +185,10 @@ class PartRun {
       return part_.shared && index >= 0 ? at<Progress>(progresses_, pieces_.progress, first_slot + index % slots)
                                         : nullptr;
     };
-    for (Index index = band; index < (part_.shared ? band + 1 : part_.bands); ++index) {
-      each(Band<A>{index, edge(index - 1), edge(index), part_.edge_pitch, progress(index - 1), progress(index)});
+    const Index end = part_.shared ? band + 1 : part_.bands, threads = part_.shared ? slots_ - 1 : 1;
+    for (Index index = band; index < end; ++index) {
+      each(Band<A>{index, edge(index - 1), edge(index), part_.edge_pitch, progress(index - 1), progress(index),
+                   index + threads});
     }
   }
 

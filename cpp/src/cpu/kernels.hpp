@@ -124,6 +124,7 @@ struct Band {
   std::int64_t pitch;
   const Progress* before;  // of the band above; null where it is finished
   Progress* done;          // null where nobody waits
+  std::int64_t next;       // the band that its thread has next, as far as can be told
 };
 
 /// What the units of a correlation have in common; the numbers are of one group.

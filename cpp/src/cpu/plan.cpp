@@ -29,7 +29,7 @@ FilterShape shape_of(const Sizes& s, bool solve, Index element) {
   shape.kernel_width = s.kernel_width;
   shape.solve = solve;
   // Measured where 32 MiB of cache are the last: together with its input, a larger output would not stay there.
-  shape.streamed = elements * element > 12 << 20;
+  shape.streamed = elements * element >= 12 << 20;
   return shape;
 }
 
@@ -198,6 +198,12 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
   const double told = 1000 / (channels * taps);
   double each = 0;
   const Index slant = rows_slant(part.shape);
+  // What a pixel of so many images, a cache line of them, costs beside if the images do not stay in the cache: their
+  // rows lie far apart, and few of them come before they are needed. Measured with AVX-512.
+  const auto scattered = [&](Index images) {
+    constexpr double line = 12;
+    return part.shape.streamed ? line / taps * static_cast<double>(images * machine.element) / 64 : 0;
+  };
   // Of bands that follow each other: the steps of one, and those by which it is behind the one above it.
   Index steps = 0, behind = 0;
   switch (part.layout) {
@@ -213,6 +219,7 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
       if (is_wide(machine) && part.shape.solve && is_small(part.shape) && s.channels == 1 && part.shape.rows == 2) {
         each *= 0.6;
       }
+      each += static_cast<double>(s.height * s.width) * scattered(part.lanes);
       break;
     case Layout::mixed:
       // Measured with AVX-512. Nothing is left out, and a step has something to do beside its arithmetic, or, with few
@@ -223,6 +230,7 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
              (static_cast<double>(ceil_div(s.channels, part.shape.block) * part.shape.block) * std::max(step, 0.85) +
               (s.channels <= small_channels ? 2.2 : 1.2) +
               (part.shared ? told / static_cast<double>(hand_over(s.width, mixed_hand_over)) : 0));
+      each += static_cast<double>(s.height * s.width) * scattered(part.lanes / part.shape.band);
       break;
     case Layout::rows:
       // Beside the arithmetic, what is moved from lane to lane, and the waiting for the last pixel, during which a

@@ -14,7 +14,7 @@ namespace invconv::detail::cpu {
 namespace {
 
 /// How far ahead the memory of a row is asked for.
-inline constexpr Index columns_ahead = 512;
+inline constexpr Index columns_ahead = 128;
 
 /// {before[V-1], v[0], ..., v[V-2]}
 template <class A, int V, int... J>
@@ -45,6 +45,22 @@ template <class A, int V>
   return value;
 }
 
+/// The memory that is asked for in the course of a tile: in each step one cache line of a row, of each channel and each
+/// vector of rows. If a tile asked for all of it at once, the core would wait for memory as long as for the arithmetic:
+/// it has room for few lines on their way. And lines that follow each other come sooner.
+struct Ahead {
+  const char* data;
+  Index channel, row, line;  // bytes from one to the next one; a `line` of 0 asks for nothing
+  Index lines;               // so many of this row, and then others, `jump` bytes farther on
+  Index jump;
+
+  [[gnu::always_inline]] void ask(Index step, Index c, Index n) const {
+    if (line != 0) {
+      __builtin_prefetch(data + c * channel + n * row + step * line + (step < lines ? 0 : jump), 0, 3);
+    }
+  }
+};
+
 /// A band at work, tile after tile of V steps. The pixel that row l works on in step t is (l, t - slant * l).
 template <class A>
 struct Tiles {
@@ -55,6 +71,7 @@ struct Tiles {
   Index line;      // elements from one row of the window to the next: [channel][row][step]
   const A** rows;  // of each age, for the row of pixels of filter.inl
   A* steps;        // what is kept from one tile to the next
+  Ahead ahead;
 };
 
 /// Rows that are read each `slant` columns behind the one above it: [channel][row][step].
@@ -148,6 +165,7 @@ void solve_tile(const Tiles<A>& tiles, const Skewed<A>& in, A* window, Index ste
                              count,
                              shape.kernel_width - 1};
   filter_row<A, V, OB, true>(row, [&](Index s, Index c, Vector<A, V>& value) {
+    tiles.ahead.ask(s, c, 0);
     value = begun<A, V>(value, step + s, 1);
     Vector<A, V> moved = value;
     A* to = here + s * pixel + c * V;
@@ -216,6 +234,7 @@ template <class A, int V, int N, int C, int K, bool Begins>
     for (int n = 0; n < N; ++n) {
       INVCONV_UNROLL
       for (int c = 0; c < C; ++c) {
+        tiles.ahead.ask(s, c, n);
         sum[n][c] = load<A, V>(here + (n * C + c) * V);
       }
     }
@@ -353,6 +372,7 @@ template <class A, int V, int N, int C, int K, bool Begins>
       Vec sum[C];
       INVCONV_UNROLL
       for (int c = 0; c < C; ++c) {
+        tiles.ahead.ask(s, c, n);
         sum[c] = next[n][c];
         if constexpr (GoesOn) {
           next[n][c] = load<A, V>(here + pixel + (n * C + c) * V);
@@ -508,13 +528,34 @@ void copy_columns_in(const T* row, Index step, Index first, Index n, Index width
   }
 }
 
-/// Asks for their memory.
 template <class T>
-void prefetch_columns(const T* row, Index step, Index first, Index n, Index width) {
-  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
-  const Index begin = first < 0 ? 0 : first, end = first + n < width ? first + n : width;
-  for (Index k = begin; k < end && (step == 1 || step == -1); k += line) {
+inline constexpr Index line_columns = 64 / static_cast<Index>(sizeof(T));
+
+/// Asks for the memory of columns [0, n).
+template <class T>
+void prefetch_columns(const T* row, Index step, Index n, Index width) {
+  const Index end = n < width ? n : width;
+  for (Index k = 0; k < end && (step == 1 || step == -1); k += line_columns<T>) {
     __builtin_prefetch(row + k * step, 0, 3);
+  }
+}
+
+/// Sets what tile `t` of the band that begins with row `first` asks for: V lines of some rows, so that all have had
+/// their turn when a line has as many columns as there were tiles. Where a row ends, the same one of the band that
+/// begins with row `next` goes on.
+template <class T, int V>
+void look_ahead(const FilterShape& shape, const Images<const T>& in, Index first, Index next, Index t, Ahead& ahead) {
+  constexpr Index bytes = static_cast<Index>(sizeof(T));
+  const Index together = shape.band / V, row = t / V % line_columns<T> * together;
+  const Index column = t + columns_ahead - rows_slant(shape) * row;
+  const bool goes_on = next + row < shape.height;
+  if (row < shape.band && first + row < shape.height && (column < shape.width || goes_on)) {
+    ahead = {reinterpret_cast<const char*>(in.data + (first + row) * in.row + column * in.column),
+             in.channel * bytes,
+             first + row + together <= shape.height ? in.row * bytes : 0,
+             in.column * 64,
+             (shape.width - column + line_columns<T> - 1) / line_columns<T>,
+             goes_on ? ((next - first) * in.row - shape.width * in.column) * bytes : 0};
   }
 }
 
@@ -550,9 +591,15 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   for (Index k = 0; weight == vectors && k < rows_weight_vectors(shape); ++k) {
     store<A, V>(vectors + k * V, splat<A, V>(packed[k]));
   }
-  const Tiles<A> tiles{
-      shape, weight, band.above, channels * band.pitch, band.pitch, shape.pitch + room, static_cast<const A**>(scratch),
-      steps};
+  Tiles<A> tiles{shape,
+                 weight,
+                 band.above,
+                 channels * band.pitch,
+                 band.pitch,
+                 shape.pitch + room,
+                 static_cast<const A**>(scratch),
+                 steps,
+                 {reinterpret_cast<const char*>(in.data), 0, 0, 0, 0, 0}};
   const auto line = [&](Index c, Index row) { return window + (c * rows + row) * tiles.line; };
   const auto from = [&](Index c, Index row) { return in.data + (first + row) * in.row + c * in.channel; };
   const auto for_live = [&](auto&& each) {
@@ -565,9 +612,15 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
 
   // The rows are written in long pieces, by way of a window that lies well in the cache whatever their strides; what
   // does not fill a vector or a cache line of the output waits for the next window.
-  constexpr Index per_line = 64 / static_cast<Index>(sizeof(T)), ahead = per_line > V ? per_line : V;
   const Index total = (width + slant * (live - 1) + V - 1) / V * V;
-  for_live([&](Index c, Index row) { prefetch_columns(from(c, row), in.column, -slant * row, columns_ahead, width); });
+  // Long rows were asked for in the last tiles of the band that this thread had before.
+  const bool asks = total >= V * line_columns<T> && (in.column == 1 || in.column == -1);
+  if (!asks || band.index < band.next - band.index) {
+    for_live([&](Index c, Index row) {
+      const Index turn = row / (rows / V);
+      prefetch_columns(from(c, row), in.column, asks ? columns_ahead - slant * row + turn * V : width, width);
+    });
+  }
   for (Index c = 0; c < channels; ++c) {
     for (Index row = live; row < rows; ++row) {
       std::memset(line(c, row), 0, sizeof(A) * static_cast<std::size_t>(shape.pitch));
@@ -608,10 +661,8 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
       }
     };
     for (Index t = start; t < start + n; t += V, skewed.data += V) {
-      if (t % ahead == 0 && t + columns_ahead - slant * (live - 1) < width) {
-        for_live([&](Index c, Index row) {
-          prefetch_columns(from(c, row), in.column, t + columns_ahead - slant * row, ahead, width);
-        });
+      if (asks) {
+        look_ahead<T, V>(shape, in, first, band.next * rows, t, tiles.ahead);
       }
       if ((t - start) % chunk == 0) {
         band_above.wait_for(t + 2 * chunk + kernel_height);
