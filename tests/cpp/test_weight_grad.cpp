@@ -133,6 +133,21 @@ TYPED_TEST(WeightGrad, ManyChannels) {
   check<TypeParam>(make_problem({1, 66, 12, 64}, 9, 1, {}), random);
 }
 
+// Channels enough to lie in the lanes, one to three vectors of them at a time: full ones, and some with a lane to
+// spare.
+TYPED_TEST(WeightGrad, ChannelsInTheLanes) {
+  Random random(11);
+  for (const Index channels : {8, 15, 16, 31, 32, 47, 48, 62, 64, 80, 96}) {
+    for (const Index kernel_width : {1, 3, 6}) {
+      Options options;
+      options.corners = {random.pick(all_corners)};
+      options.unit_diagonal = random.coin();
+      const Index height = random.integer(3, 6), width = random.integer(3, 6);
+      check<TypeParam>(make_problem({random.integer(1, 9), channels, height, width}, 3, kernel_width, options), random);
+    }
+  }
+}
+
 // A broadcast gradient of equal signs and a long sum: errors of one block must not pile up over the batch.
 TYPED_TEST(WeightGrad, LongSums) {
   using T = TypeParam;
@@ -214,7 +229,8 @@ TYPED_TEST(WeightGrad, InfinitiesStayWhereTheyBelong) {
   Random random(7);
   Options options;
   options.unit_diagonal = false;
-  for (const Shape& image : {Shape{5, 2, 4, 4}, Shape{3, 2, 5, 7}, Shape{2, 2, 3, 16}, Shape{2, 2, 3, 19}}) {
+  for (const Shape& image :
+       {Shape{5, 2, 4, 4}, Shape{3, 2, 5, 7}, Shape{2, 16, 4, 5}, Shape{2, 2, 3, 16}, Shape{2, 2, 3, 19}}) {
     for (Index row = 0; row < image[2]; ++row) {
       for (Index column = 0; column < image[3]; ++column) {
         check_infinite_pixel<TypeParam>(make_problem(image, 3, 3, options), random.integer(0, image[0] - 1), row,
@@ -245,7 +261,7 @@ bool same_kind(double a, double b) {
 TYPED_TEST(WeightGrad, OfAnyShapeForAnyNumberOfThreads) {
   using T = TypeParam;
   constexpr Index extents[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 70, 129};
-  constexpr Index channels_of_a_group[] = {1, 1, 2, 3, 4, 5, 7, 12, 13, 25, 33, 50};
+  constexpr Index channels_of_a_group[] = {1, 1, 2, 3, 4, 5, 7, 12, 13, 16, 25, 33, 48, 50};
   constexpr std::size_t fence = 256;
   constexpr unsigned char canary = 0xa5;
 #if defined(INVCONV_THREAD_SANITIZER)

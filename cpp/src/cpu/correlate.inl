@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/correlate_channels.inl"
 #include "cpu/vectors.inl"
 
 namespace invconv::detail::cpu {
@@ -325,6 +326,10 @@ template <class T, int V>
 void correlate_unit(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
                     const Images<const T>& g, const Arithmetic<T>* column, double* sums, Arithmetic<T>* scratch) {
   using A = Arithmetic<T>;
+  if (shape.by_channels) {
+    return shape.inputs <= V ? correlate_channels<T, V, true>(shape, unit, x, g, sums, scratch)
+                             : correlate_channels<T, V, false>(shape, unit, x, g, sums, scratch);
+  }
   const Index kernel_height = shape.kernel_height, kernel_width = shape.kernel_width;
   const Index taps = kernel_width * kernel_height, images_rows = unit.images * unit.rows;
   const bool by_rows = shape.by_rows;

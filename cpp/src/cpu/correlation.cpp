@@ -35,8 +35,62 @@ struct CorrelationPlan {
   std::size_t column_bytes, sum_bytes, scratch_bytes;  // of one line, of one part of one group, of one worker
 
   CorrelationPlan(const Kernels<T>& table, const Sizes& s, int most_threads)
-      : shape{s.channels, s.channels, s.kernel_height, s.kernel_width, false, s.channels, s.channels, 0, 0} {
-    const Index lanes = table.lanes[0], bytes = static_cast<Index>(sizeof(A));
+      : shape{s.channels, s.channels, s.kernel_height, s.kernel_width, false, s.channels, s.channels, 0, 0, false, 0} {
+    const Index lanes = table.lanes[0];
+    shape.by_channels = suits_channels(s, lanes);
+    sum_bytes = aligned_bytes<double>(s.channels * row_sums(s));
+    if (shape.by_channels) {
+      whole_images(s, most_threads);
+    } else {
+      lines(s, lanes, most_threads);
+    }
+    threads = static_cast<int>(std::min<Index>(most_threads, tasks(s)));
+    shares = std::min(ceil_div<Index>(threads, slices * s.groups), ceil_div<Index>(shape.outputs, correlation_outputs));
+    column_bytes = shape.by_rows || shape.by_channels ? 0 : aligned_bytes<A>(shape.x_line);
+    scratch_bytes = aligned_bytes<A>(correlation_scratch_size(shape, lanes));
+  }
+
+  /// Whether the vectors of channels, and for each tap only the pixels inside the image, are less work than full
+  /// vectors of pixels. A unit of one image, whose pixels a lane adds up, must not be too large for that. Of a few
+  /// pixels only, a row is too short.
+  static bool suits_channels(const Sizes& s, Index lanes) {
+    const Index pixels = s.height * s.width, outside = s.kernel_width * (s.kernel_width - 1) / 2;
+    return pixels >= 9 && pixels <= correlation_chain &&
+           whole_vectors(s.channels, lanes) * (s.width * s.kernel_width - outside) <=
+               s.channels * s.width * s.kernel_width;
+  }
+
+  void whole_images(const Sizes& s, int most_threads) {
+    rows = s.height;
+    columns = s.width;
+    bands = segments = 1;
+    set_blocks(s, correlation_chain / (rows * columns));
+    shape.pixels = images * rows * columns;
+    const Index wanted = slices_wanted(s, most_threads);
+    shape.outputs = std::min(s.channels, whole_vectors(ceil_div(s.channels, wanted), correlation_channel_outputs));
+    slices = ceil_div(s.channels, shape.outputs);
+  }
+
+  /// Blocks of about so many images.
+  void set_blocks(const Sizes& s, Index most) {
+    blocks = ceil_div(s.batch, std::max<Index>(1, most));
+    // An even number of units, for threads are mostly that many.
+    blocks += blocks > 1 && blocks < s.batch && units() % 2 == 1 ? 1 : 0;
+    images = ceil_div(s.batch, blocks);
+    // The sums of all parts take a few megabytes at most, unless one part alone takes more. With channels in the lanes
+    // a unit is little more work than adding up its sums, so a part has two.
+    const Index most_parts = shape.by_channels ? std::max(units() / 2, std::min<Index>(units(), 2)) : units();
+    parts = std::clamp<Index>((4 << 20) / static_cast<Index>(sum_bytes), 1, std::min<Index>(most_parts, 16));
+    parts -= parts > 1 ? parts % 2 : 0;
+  }
+
+  /// Each slice packs x anew: there are only as many as give each thread a task, of 24 outputs at least.
+  Index slices_wanted(const Sizes& s, int most_threads) const {
+    return std::min(ceil_div<Index>(most_threads, parts * s.groups), std::max<Index>(1, s.channels / 24));
+  }
+
+  void lines(const Sizes& s, Index lanes, int most_threads) {
+    const Index bytes = static_cast<Index>(sizeof(A));
     // Runs of one or two vectors pay where a tile does enough with each, in the 24 accumulators of AVX-512.
     shape.by_rows = s.width >= 4 * lanes || (s.width % lanes == 0 && lanes * bytes == 64);
     // Lines of 4 KB: long enough to make the folding of a tile's sums cheap, and a tile's lines stay in the first level
@@ -51,26 +105,17 @@ struct CorrelationPlan {
     rows = fair_share(s.height, std::max<Index>(1, pixels / row));
     bands = ceil_div(s.height, rows);
     segments = ceil_div(s.width, columns);
-    blocks = ceil_div(s.batch, std::max<Index>(1, pixels / (rows * row)));
-    // An even number of units, for threads are mostly that many.
-    blocks += blocks > 1 && blocks < s.batch && blocks * bands * segments % 2 == 1 ? 1 : 0;
-    images = ceil_div(s.batch, blocks);
-    // The sums of all parts take a few megabytes at most, unless one part alone takes more.
-    sum_bytes = aligned_bytes<double>(s.channels * row_sums(s));
-    parts = std::clamp<Index>((4 << 20) / static_cast<Index>(sum_bytes), 1, std::min<Index>(units(), 16));
+    set_blocks(s, pixels / (rows * row));
     // A vector more than is used, and an odd number of them, against 4K aliasing.
     const auto line = [&](Index elements) { return ((whole_vectors(elements, lanes) / lanes + 1) | 1) * lanes; };
     shape.g_line = line(rows * images * row);
     shape.x_line = line((rows + s.kernel_height - 1) * images * correlation_x_row(shape, columns, lanes));
-    // Each slice packs x anew: there are only as many as give each thread a task, of 24 outputs at least, and as keep
-    // the lines of g in the second level of cache.
-    const Index busy = std::min(ceil_div<Index>(most_threads, parts * s.groups), std::max<Index>(1, s.channels / 24));
-    const Index wanted = std::max(busy, ceil_div(s.channels * shape.g_line * bytes, 512 * 1024));
+    // The lines of g stay in the second level of cache.
+    const Index wanted =
+        std::max(slices_wanted(s, most_threads), ceil_div(s.channels * shape.g_line * bytes, 512 * 1024));
     const Index tiles = ceil_div<Index>(ceil_div(s.channels, wanted), correlation_outputs);
     shape.outputs = std::min<Index>(s.channels, tiles * correlation_outputs);
     slices = ceil_div(s.channels, shape.outputs);
-    threads = static_cast<int>(std::min<Index>(most_threads, tasks(s)));
-    shares = std::min(ceil_div<Index>(threads, slices * s.groups), ceil_div<Index>(shape.outputs, correlation_outputs));
     const Index input_bytes = shape.x_line * correlation_copies(shape) * bytes;
     const auto fits = [&](Index cache) { return std::max<Index>(1, cache / input_bytes); };
     // Their lines take about half of the first level of cache. The taps of an even number of them fill tiles better.
@@ -78,8 +123,6 @@ struct CorrelationPlan {
     const Index rounds = ceil_div(s.channels, shape.inputs_together);
     shape.inputs_at_once =
         shape.inputs_together * fair_share(rounds, std::max<Index>(1, fits(256 * 1024) / shape.inputs_together));
-    column_bytes = shape.by_rows ? 0 : aligned_bytes<A>(shape.x_line);
-    scratch_bytes = aligned_bytes<A>(correlation_scratch_size(shape));
   }
 
   Index units() const { return blocks * bands * segments; }
@@ -128,28 +171,32 @@ T narrowed(double value) {
   }
 }
 
-/// Sets an output's derivatives for an input to 0.
+/// Sets to 0 what reads nothing, of the derivatives of an output: those of taps beyond the clipped sizes `s`. And when
+/// the others have been stored, those of the anchor's upper triangle.
 template <class T>
-void clear(const Correlation<T>& problem, const Taps<T>& dw, Index o, Index c) {
-  for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
-    for (Index j = 0; j < problem.sizes.kernel_width; ++j) {
-      dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column] = narrowed<T>(0);
+void clear_outside(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index o) {
+  for (Index c = 0; c < problem.sizes.channels; ++c) {
+    for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
+      for (Index j = i < s.kernel_height ? s.kernel_width : 0; j < problem.sizes.kernel_width; ++j) {
+        dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column] = narrowed<T>(0);
+      }
     }
+  }
+}
+template <class T>
+void clear_triangle(const Correlation<T>& problem, const Taps<T>& dw, Index o) {
+  for (Index c = problem.unit_diagonal ? o : o + 1; c < problem.sizes.channels; ++c) {
+    dw.data[o * dw.out + c * dw.in] = narrowed<T>(0);
   }
 }
 
 /// Stores the derivatives of N outputs, `output` and those after it. sum(k) are the sums, [i][c][j][output] for
-/// `together` inputs after the others; `s` are the clipped sizes. What reads nothing has the derivative 0: taps beyond
-/// these, and the anchor's upper triangle.
+/// `together` inputs after the others.
 template <int N, class T, class Sum>
 void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index output, Index together,
            const Sum& sum) {
   const double sign = problem.negative ? -1 : 1;
-  const bool clipped = s.kernel_height < problem.sizes.kernel_height || s.kernel_width < problem.sizes.kernel_width;
   for (Index c = 0; c < s.channels; ++c) {
-    for (Index n = 0; clipped && n < N; ++n) {
-      clear(problem, dw, output + n, c);
-    }
     const Index first = c / together * together, inputs = std::min(together, s.channels - first);
     T* const to = dw.data + output * dw.out + c * dw.in;
     for (Index i = 0; i < s.kernel_height; ++i) {
@@ -160,9 +207,22 @@ void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Ind
         }
       }
     }
-    for (Index n = 0; n < N; ++n) {
-      if (c > output + n || (c == output + n && problem.unit_diagonal)) {
-        to[n * dw.out] = narrowed<T>(0);
+  }
+}
+
+/// The same where the sums are [output][i][j][c].
+template <class T, class Sum>
+void store_by_channels(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index output, Index outputs,
+                       const Sum& sum) {
+  const double sign = problem.negative ? -1 : 1;
+  Index from = 0;
+  for (Index o = output; o < output + outputs; ++o) {
+    for (Index i = 0; i < s.kernel_height; ++i) {
+      for (Index j = 0; j < s.kernel_width; ++j, from += s.channels) {
+        T* const to = dw.data + o * dw.out + i * dw.row + j * dw.column;
+        for (Index c = 0; c < s.channels; ++c) {
+          to[c * dw.in] = narrowed<T>(sign * sum(from + c));
+        }
       }
     }
   }
@@ -170,19 +230,25 @@ void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Ind
 
 /// Stores the sums, or the sums of two, of a block of `outputs` outputs.
 template <class T>
-void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index output, Index outputs,
-           Index together, const double* left, const double* right) {
+void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, const CorrelationShape& shape,
+           Index output, Index outputs, const double* left, const double* right) {
   const auto block = [&](const auto& sum) {
     static_assert(correlation_outputs == 4);
-    outputs == 4   ? store<4>(problem, dw, s, output, together, sum)
-    : outputs == 3 ? store<3>(problem, dw, s, output, together, sum)
-    : outputs == 2 ? store<2>(problem, dw, s, output, together, sum)
-                   : store<1>(problem, dw, s, output, together, sum);
+    const Index together = shape.inputs_together;
+    shape.by_channels ? store_by_channels(problem, dw, s, output, outputs, sum)
+    : outputs == 4    ? store<4>(problem, dw, s, output, together, sum)
+    : outputs == 3    ? store<3>(problem, dw, s, output, together, sum)
+    : outputs == 2    ? store<2>(problem, dw, s, output, together, sum)
+                      : store<1>(problem, dw, s, output, together, sum);
   };
   if (right == nullptr) {
     block([&](Index k) { return left[k]; });
   } else {
     block([&](Index k) { return left[k] + right[k]; });
+  }
+  for (Index o = output; o < output + outputs; ++o) {
+    clear_outside(problem, dw, s, o);
+    clear_triangle(problem, dw, o);
   }
 }
 
@@ -205,9 +271,9 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
   if (is_empty(s)) {
     for (const auto& group : problem.groups) {
       for (Index o = 0; o < s.channels; ++o) {
-        for (Index c = 0; c < s.channels; ++c) {
-          clear(problem, group.dw, o, c);
-        }
+        Sizes nothing = s;
+        nothing.kernel_height = 0;
+        clear_outside(problem, group.dw, nothing, o);
       }
     }
     return;
@@ -238,8 +304,8 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
     const Index outputs = outputs_of(slice), blocks = ceil_div<Index>(outputs, correlation_outputs);
     for (Index block = blocks * share / shares; block < blocks * (share + 1) / shares; ++block) {
       const Index o = block * correlation_outputs, at = o * row_sums(s);
-      store(problem, problem.groups[static_cast<std::size_t>(group)].dw, s, slice * plan.shape.outputs + o,
-            correlation_block(outputs, o), plan.shape.inputs_together, sum_of(group, slice, 0) + at,
+      store(problem, problem.groups[static_cast<std::size_t>(group)].dw, s, plan.shape, slice * plan.shape.outputs + o,
+            correlation_block(outputs, o), sum_of(group, slice, 0) + at,
             branches > 1 ? sum_of(group, slice, right_branch) + at : nullptr);
     }
   };
@@ -252,7 +318,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
     auto* const columns =
         reinterpret_cast<A*>(workers + (plan.column_bytes + plan.scratch_bytes) * static_cast<std::size_t>(worker));
     auto* const scratch = columns + plan.column_bytes / sizeof(A);
-    if (!shape.by_rows) {
+    if (plan.column_bytes > 0) {
       number_columns(plan.columns, shape.x_line, columns);
     }
     const Index count = shape.outputs * row_sums(s);

@@ -137,6 +137,10 @@ struct CorrelationShape {
   // the first level of cache. The former is a multiple of the latter.
   std::int64_t inputs_at_once, inputs_together;
   std::int64_t g_line, x_line;  // elements of a packed channel, and between two of them
+  /// Whether the inputs are in the lanes, and a unit is whole images. Then only the numbers of the first line, and the
+  /// pixels of a unit, are used.
+  bool by_channels;
+  std::int64_t pixels;
 };
 
 /// One unit of a correlation: a rectangle of pixels of a few images.
@@ -155,6 +159,9 @@ inline constexpr int correlation_outputs = 4;
 [[gnu::always_inline]] inline std::int64_t correlation_block(std::int64_t outputs, std::int64_t first) {
   return outputs - first < correlation_outputs ? outputs - first : correlation_outputs;
 }
+
+/// by_channels: the outputs of a slice are a multiple of these, but for the last one's.
+inline constexpr int correlation_channel_outputs = 16;
 
 template <class T>
 struct Kernels {
@@ -194,8 +201,8 @@ struct Kernels {
   /// or rather, where not all inputs are gone through together, to one such array [i][c][j][o] after the other for
   /// those that are. A lane adds up at most correlation_chain products, so a unit has at most that many vectors of
   /// pixels. Unless rows are packed by themselves, `column` is the column, counted from the unit's first one, of each
-  /// element of a line of x. It and `scratch`, which holds correlation_scratch_size(shape) elements, are aligned to 64
-  /// bytes.
+  /// element of a line of x. It and `scratch`, which holds correlation_scratch_size() elements, are aligned to 64
+  /// bytes. by_channels: to sums[o][i][j][c]; a lane then adds up the pixels of a unit.
   void (*correlate)(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
                     const Images<const T>& g, const A* column, double* sums, A* scratch);
 };
@@ -219,7 +226,17 @@ struct Kernels {
   return s.by_rows ? 1 : s.kernel_width;
 }
 
-inline std::int64_t correlation_scratch_size(const CorrelationShape& s) {
+/// by_channels: the inputs that are packed at a time, in whole vectors.
+[[gnu::always_inline]] inline std::int64_t correlation_channels_together(const CorrelationShape& s,
+                                                                         std::int64_t lanes) {
+  const std::int64_t most = 3 * lanes;
+  return s.inputs < most ? whole_vectors(s.inputs, lanes) : most;
+}
+
+inline std::int64_t correlation_scratch_size(const CorrelationShape& s, std::int64_t lanes) {
+  if (s.by_channels) {
+    return s.pixels * (correlation_channels_together(s, lanes) + whole_vectors(s.outputs, correlation_channel_outputs));
+  }
   return s.g_line * s.outputs + s.x_line * s.inputs_at_once * correlation_copies(s);
 }
 
