@@ -175,6 +175,9 @@ T narrowed(double value) {
 /// the others have been stored, those of the anchor's upper triangle.
 template <class T>
 void clear_outside(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index o) {
+  if (s.kernel_height == problem.sizes.kernel_height && s.kernel_width == problem.sizes.kernel_width) {
+    return;
+  }
   for (Index c = 0; c < problem.sizes.channels; ++c) {
     for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
       for (Index j = i < s.kernel_height ? s.kernel_width : 0; j < problem.sizes.kernel_width; ++j) {

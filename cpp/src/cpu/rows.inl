@@ -613,8 +613,11 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   // The rows are written in long pieces, by way of a window that lies well in the cache whatever their strides; what
   // does not fill a vector or a cache line of the output waits for the next window.
   const Index total = (width + slant * (live - 1) + V - 1) / V * V;
-  // Long rows were asked for in the last tiles of the band that this thread had before.
-  const bool asks = total >= V * line_columns<T> && (in.column == 1 || in.column == -1);
+  // What a small image's rows hold is near at hand, and to ask would take longer than it saves. Others' first columns
+  // were asked for in the last tiles of the band that this thread had before.
+  constexpr Index small_image = 256 * 1024 / static_cast<Index>(sizeof(T));
+  const bool asks = channels * shape.height * width > small_image && total >= V * line_columns<T> &&
+                    (in.column == 1 || in.column == -1);
   if (!asks || band.index < band.next - band.index) {
     for_live([&](Index c, Index row) {
       const Index turn = row / (rows / V);
