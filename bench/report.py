@@ -94,10 +94,11 @@ def operation_summary(rows: Rows) -> list[str]:
 
 OPERATION_NOTES = """\
 Milliseconds are medians, the quartiles beside them. Floor: the largest of operations / the measured
-FMA peak, bytes / the measured bandwidth of copying an array of the images' size, and steps x
-dependent multiply-adds. Efficiency: floor / time, where \\* marks the core's own time from the C++
-benchmark (for calls below 0.1 ms). Taps outside the image count as operations, as in a convolution,
-though ours leave them out: efficiency can pass 1. "inside": the same if they do not count. Error:
+FMA peak, bytes / the measured bandwidth of copying an array of the images' size or, where these lie
+in no cache, a large one, and steps x dependent multiply-adds. Efficiency: floor / time, where \\*
+marks the core's own time from the C++ benchmark (for calls below 0.1 ms). Taps outside the image
+count as operations, as in a convolution, though ours leave them out: efficiency can pass 1.
+"inside": the same if they do not count. Error:
 the largest, against float64, relative to the largest value."""
 
 
