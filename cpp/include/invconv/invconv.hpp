@@ -160,9 +160,9 @@ void conv(In<T> x, In<T, 5> weights, View<T> y, const Options& options, Workspac
 ///     others.
 ///
 /// x and g: (B, C, H, W); dw: (C, C/groups, kh, kw), or (B, C, C/groups, kh, kw) for the sums over p alone. At most 256
-/// products are added up one after the other in the arithmetic of T, in each lane of a vector; its lanes are folded
-/// onto each other, and such sums added up in double, in a fixed order. Where g is not finite, taps that reach beyond
-/// the image there may come out as NaN. `options.transpose` must be false.
+/// products are added up one after the other in the arithmetic of T; such sums, or those of a vector's lanes folded
+/// onto each other, are added up in double, in a fixed order. Where g is not finite, taps that reach beyond the image
+/// there may come out as NaN. `options.transpose` must be false.
 template <class T>
 void weight_grad(In<T> x, In<T> g, View<T> dw, const Options& options, Workspace workspace, const Execution& execution);
 template <class T>

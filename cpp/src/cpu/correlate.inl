@@ -1,6 +1,6 @@
-// weight_grad. Part of kernels.inl.
+// weight_grad with pixels in the lanes; correlate_channels.inl has channels there. Part of kernels.inl.
 //
-// The pixels lie in the lanes. A unit's images stand side by side, row by row: a channel of the unit is one line of
+// A unit's images stand side by side, row by row: a channel of the unit is one line of
 // elements, [row][image][column], and a tap that reaches i rows up reads x's line that many rows before g's.
 //
 // Wide rows are packed by themselves: whole vectors, with the left neighbours before them, so that a tap that reaches j

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <type_traits>
-#include <utility>
 
 #include "cpu/packing.inl"
 #include "cpu/vectors.inl"
@@ -15,17 +14,14 @@
 namespace invconv::detail::cpu {
 namespace {
 
-/// Outputs of a tile with so many vectors of inputs: accumulators enough to hide how long an addition takes, as far as
-/// there are registers.
-constexpr int channel_outputs(int vectors) { return (few_registers ? 8 : 16) / (vectors == 1 ? 1 : 2); }
-
 template <class A>
 struct ChannelTile {
-  const A* x;                                // [image][row][column][vector of inputs]
-  const A* g;                                // [image][row][column][output]
-  Index images, height, width, row, column;  // the tap
-  double* sums;                              // of the first output
-  Index next_output, outputs, inputs;        // elements to the next output's sums; how many are wanted
+  const A* x;  // [image][row][column][vector of inputs]
+  const A* g;  // [image][row][column][output]
+  Index images, height, width;
+  Index row, column;                   // by which the tap reaches up and to the left
+  double* sums;                        // of the first output
+  Index next_output, outputs, inputs;  // elements to the next output's sums; how many are wanted
 };
 
 template <class A, int V, int N, int O>
@@ -74,8 +70,8 @@ void correlate_channel_tile(const ChannelTile<A>& tile) {
   }
 }
 
-/// Packs channels [first, first + count) of a unit, V at a time: [image][row][column][channel], `pixel` elements to a
-/// pixel. Lanes without a channel take the last one's values.
+/// Packs channels [first, first + count) of a unit: [image][row][column][channel], `pixel` elements to a pixel. To
+/// pack_rows they are images, V at a time. What lies behind the last one is anything: its sums are not kept.
 template <class T, int V>
 void pack_channels(const CorrelationUnit& unit, const Images<const T>& from, Index first, Index count,
                    Arithmetic<T>* to, Index pixel) {
@@ -95,16 +91,17 @@ template <class T, int V, bool Single>
 void correlate_channels(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
                         const Images<const T>& g, double* sums, Arithmetic<T>* scratch) {
   using A = Arithmetic<T>;
-  constexpr int O = channel_outputs(Single ? 1 : 2);
-  static_assert(channel_outputs(3) == channel_outputs(2) && correlation_channel_outputs % O == 0);
+  // Accumulators enough to hide how long an addition takes, as far as there are registers.
+  constexpr int O = (few_registers ? 8 : 16) / (Single ? 1 : 2);
+  static_assert(correlation_channel_outputs % O == 0);
   const Index pixels = unit.images * unit.rows * unit.columns, taps = shape.kernel_height * shape.kernel_width;
   A* const packed_x = scratch;
-  A* const packed_g = packed_x + pixels * correlation_channels_together(shape, V);
+  A* const packed_g = packed_x + pixels * shape.inputs_at_once;
   const auto outputs_from = [&](Index o) { return shape.outputs - o < O ? shape.outputs - o : O; };
   for (Index o = 0; o < shape.outputs; o += O) {
     pack_channels<T, (O < V ? O : V)>(unit, g, o, outputs_from(o), packed_g + o * pixels, O);
   }
-  const auto with_vectors = [&](Index first, Index inputs, auto vectors) {
+  const auto correlate_inputs = [&](Index first, Index inputs, auto vectors) {
     constexpr int N = decltype(vectors)::value;
     pack_channels<T, V>(unit, x, first, inputs, packed_x, N * V);
     for (Index o = 0; o < shape.outputs; o += O) {
@@ -117,16 +114,17 @@ void correlate_channels(const CorrelationShape& shape, const CorrelationUnit& un
     }
   };
   if constexpr (Single) {
-    with_vectors(0, shape.inputs, std::integral_constant<int, 1>{});
+    correlate_inputs(0, shape.inputs, std::integral_constant<int, 1>{});
   } else {
     for (Index first = 0; first < shape.inputs;) {
-      const Index left = shape.inputs - first;
-      const bool two = left <= 2 * V || (left > 3 * V && left <= 4 * V);
+      // So that none is left alone.
+      const Index left = shape.inputs - first, vectors = (left + V - 1) / V;
+      const bool two = vectors == 2 || vectors == 4;
       const Index most = (two ? 2 : 3) * V, inputs = left < most ? left : most;
       if (two) {
-        with_vectors(first, inputs, std::integral_constant<int, 2>{});
+        correlate_inputs(first, inputs, std::integral_constant<int, 2>{});
       } else {
-        with_vectors(first, inputs, std::integral_constant<int, 3>{});
+        correlate_inputs(first, inputs, std::integral_constant<int, 3>{});
       }
       first += inputs;
     }

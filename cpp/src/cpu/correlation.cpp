@@ -35,51 +35,50 @@ struct CorrelationPlan {
   std::size_t column_bytes, sum_bytes, scratch_bytes;  // of one line, of one part of one group, of one worker
 
   CorrelationPlan(const Kernels<T>& table, const Sizes& s, int most_threads)
-      : shape{s.channels, s.channels, s.kernel_height, s.kernel_width, false, s.channels, s.channels, 0, 0, false, 0} {
+      : shape{s.channels, s.channels, s.kernel_height, s.kernel_width, false, false, s.channels, s.channels, 0, 0} {
     const Index lanes = table.lanes[0];
     shape.by_channels = suits_channels(s, lanes);
     sum_bytes = aligned_bytes<double>(s.channels * row_sums(s));
     if (shape.by_channels) {
-      whole_images(s, most_threads);
+      plan_channels(s, lanes, most_threads);
     } else {
-      lines(s, lanes, most_threads);
+      plan_pixels(s, lanes, most_threads);
     }
     threads = static_cast<int>(std::min<Index>(most_threads, tasks(s)));
     shares = std::min(ceil_div<Index>(threads, slices * s.groups), ceil_div<Index>(shape.outputs, correlation_outputs));
     column_bytes = shape.by_rows || shape.by_channels ? 0 : aligned_bytes<A>(shape.x_line);
-    scratch_bytes = aligned_bytes<A>(correlation_scratch_size(shape, lanes));
+    scratch_bytes = aligned_bytes<A>(correlation_scratch_size(shape));
   }
 
-  /// Whether the vectors of channels, and for each tap only the pixels inside the image, are less work than full
-  /// vectors of pixels. A unit of one image, whose pixels a lane adds up, must not be too large for that. Of a few
-  /// pixels only, a row is too short.
+  /// Whether channels in the lanes are less work: some lanes may have no channel, but a tap meets only the pixels for
+  /// which it is inside its row (both ways leave out the rows above the image). A lane adds up all pixels of an image,
+  /// which must not be more than correlation_chain; images of fewer than 9 pixels have too short rows to pay.
   static bool suits_channels(const Sizes& s, Index lanes) {
-    const Index pixels = s.height * s.width, outside = s.kernel_width * (s.kernel_width - 1) / 2;
+    const Index pixels = s.height * s.width, columns_outside = s.kernel_width * (s.kernel_width - 1) / 2;
     return pixels >= 9 && pixels <= correlation_chain &&
-           whole_vectors(s.channels, lanes) * (s.width * s.kernel_width - outside) <=
+           whole_vectors(s.channels, lanes) * (s.width * s.kernel_width - columns_outside) <=
                s.channels * s.width * s.kernel_width;
   }
 
-  void whole_images(const Sizes& s, int most_threads) {
+  void plan_channels(const Sizes& s, Index lanes, int most_threads) {
     rows = s.height;
     columns = s.width;
     bands = segments = 1;
-    set_blocks(s, correlation_chain / (rows * columns));
-    shape.pixels = images * rows * columns;
-    const Index wanted = slices_wanted(s, most_threads);
-    shape.outputs = std::min(s.channels, whole_vectors(ceil_div(s.channels, wanted), correlation_channel_outputs));
-    slices = ceil_div(s.channels, shape.outputs);
+    // A unit is little more work than adding up its sums.
+    deal_out(s, correlation_chain / (rows * columns), 2);
+    shape.g_line = shape.x_line = images * rows * columns;
+    shape.inputs_at_once = std::min(whole_vectors(s.channels, lanes), 3 * lanes);
+    set_slices(s, slices_wanted(s, most_threads), correlation_channel_outputs);
   }
 
-  /// Blocks of about so many images.
-  void set_blocks(const Sizes& s, Index most) {
-    blocks = ceil_div(s.batch, std::max<Index>(1, most));
-    // An even number of units, for threads are mostly that many.
+  /// Makes blocks of so many images at most, and parts of so many units at least, where that leaves two parts.
+  void deal_out(const Sizes& s, Index most_images, Index least_units) {
+    blocks = ceil_div(s.batch, std::max<Index>(1, most_images));
+    // An even number of units, and of parts, for threads are mostly that many.
     blocks += blocks > 1 && blocks < s.batch && units() % 2 == 1 ? 1 : 0;
     images = ceil_div(s.batch, blocks);
-    // The sums of all parts take a few megabytes at most, unless one part alone takes more. With channels in the lanes
-    // a unit is little more work than adding up its sums, so a part has two.
-    const Index most_parts = shape.by_channels ? std::max(units() / 2, std::min<Index>(units(), 2)) : units();
+    const Index most_parts = std::max(units() / least_units, std::min<Index>(units(), 2));
+    // The sums of all parts take a few megabytes at most, unless one part alone takes more.
     parts = std::clamp<Index>((4 << 20) / static_cast<Index>(sum_bytes), 1, std::min<Index>(most_parts, 16));
     parts -= parts > 1 ? parts % 2 : 0;
   }
@@ -89,7 +88,13 @@ struct CorrelationPlan {
     return std::min(ceil_div<Index>(most_threads, parts * s.groups), std::max<Index>(1, s.channels / 24));
   }
 
-  void lines(const Sizes& s, Index lanes, int most_threads) {
+  /// Makes about so many slices of a multiple of `multiple` outputs.
+  void set_slices(const Sizes& s, Index wanted, Index multiple) {
+    shape.outputs = std::min(s.channels, ceil_div(ceil_div(s.channels, wanted), multiple) * multiple);
+    slices = ceil_div(s.channels, shape.outputs);
+  }
+
+  void plan_pixels(const Sizes& s, Index lanes, int most_threads) {
     const Index bytes = static_cast<Index>(sizeof(A));
     // Runs of one or two vectors pay where a tile does enough with each, in the 24 accumulators of AVX-512.
     shape.by_rows = s.width >= 4 * lanes || (s.width % lanes == 0 && lanes * bytes == 64);
@@ -105,7 +110,7 @@ struct CorrelationPlan {
     rows = fair_share(s.height, std::max<Index>(1, pixels / row));
     bands = ceil_div(s.height, rows);
     segments = ceil_div(s.width, columns);
-    set_blocks(s, pixels / (rows * row));
+    deal_out(s, pixels / (rows * row), 1);
     // A vector more than is used, and an odd number of them, against 4K aliasing.
     const auto line = [&](Index elements) { return ((whole_vectors(elements, lanes) / lanes + 1) | 1) * lanes; };
     shape.g_line = line(rows * images * row);
@@ -113,9 +118,7 @@ struct CorrelationPlan {
     // The lines of g stay in the second level of cache.
     const Index wanted =
         std::max(slices_wanted(s, most_threads), ceil_div(s.channels * shape.g_line * bytes, 512 * 1024));
-    const Index tiles = ceil_div<Index>(ceil_div(s.channels, wanted), correlation_outputs);
-    shape.outputs = std::min<Index>(s.channels, tiles * correlation_outputs);
-    slices = ceil_div(s.channels, shape.outputs);
+    set_slices(s, wanted, correlation_outputs);
     const Index input_bytes = shape.x_line * correlation_copies(shape) * bytes;
     const auto fits = [&](Index cache) { return std::max<Index>(1, cache / input_bytes); };
     // Their lines take about half of the first level of cache. The taps of an even number of them fill tiles better.
@@ -171,24 +174,21 @@ T narrowed(double value) {
   }
 }
 
-/// Sets to 0 what reads nothing, of the derivatives of an output: those of taps beyond the clipped sizes `s`. And when
-/// the others have been stored, those of the anchor's upper triangle.
+/// Sets to 0 an output's derivatives that are not read: those of taps beyond height x width, and those of the anchor's
+/// upper triangle. After the others have been stored, for these include the triangle.
 template <class T>
-void clear_outside(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index o) {
-  if (s.kernel_height == problem.sizes.kernel_height && s.kernel_width == problem.sizes.kernel_width) {
-    return;
-  }
-  for (Index c = 0; c < problem.sizes.channels; ++c) {
-    for (Index i = 0; i < problem.sizes.kernel_height; ++i) {
-      for (Index j = i < s.kernel_height ? s.kernel_width : 0; j < problem.sizes.kernel_width; ++j) {
-        dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column] = narrowed<T>(0);
+void clear_unread(const Correlation<T>& problem, const Taps<T>& dw, Index height, Index width, Index o) {
+  const Sizes& all = problem.sizes;
+  if (height < all.kernel_height || width < all.kernel_width) {
+    for (Index c = 0; c < all.channels; ++c) {
+      for (Index i = 0; i < all.kernel_height; ++i) {
+        for (Index j = i < height ? width : 0; j < all.kernel_width; ++j) {
+          dw.data[o * dw.out + c * dw.in + i * dw.row + j * dw.column] = narrowed<T>(0);
+        }
       }
     }
   }
-}
-template <class T>
-void clear_triangle(const Correlation<T>& problem, const Taps<T>& dw, Index o) {
-  for (Index c = problem.unit_diagonal ? o : o + 1; c < problem.sizes.channels; ++c) {
+  for (Index c = problem.unit_diagonal ? o : o + 1; c < all.channels; ++c) {
     dw.data[o * dw.out + c * dw.in] = narrowed<T>(0);
   }
 }
@@ -196,9 +196,7 @@ void clear_triangle(const Correlation<T>& problem, const Taps<T>& dw, Index o) {
 /// Stores the derivatives of N outputs, `output` and those after it. sum(k) are the sums, [i][c][j][output] for
 /// `together` inputs after the others.
 template <int N, class T, class Sum>
-void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index output, Index together,
-           const Sum& sum) {
-  const double sign = problem.negative ? -1 : 1;
+void store(const Taps<T>& dw, const Sizes& s, Index output, Index together, const Sum& sum) {
   for (Index c = 0; c < s.channels; ++c) {
     const Index first = c / together * together, inputs = std::min(together, s.channels - first);
     T* const to = dw.data + output * dw.out + c * dw.in;
@@ -206,25 +204,23 @@ void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Ind
       Index from = (first * s.kernel_height + i * inputs + c - first) * s.kernel_width * N;
       for (Index j = 0; j < s.kernel_width; ++j, from += N) {
         for (Index n = 0; n < N; ++n) {
-          to[n * dw.out + i * dw.row + j * dw.column] = narrowed<T>(sign * sum(from + n));
+          to[n * dw.out + i * dw.row + j * dw.column] = narrowed<T>(sum(from + n));
         }
       }
     }
   }
 }
 
-/// The same where the sums are [output][i][j][c].
+/// The same for `outputs` outputs, where the sums are [output][i][j][c].
 template <class T, class Sum>
-void store_by_channels(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, Index output, Index outputs,
-                       const Sum& sum) {
-  const double sign = problem.negative ? -1 : 1;
+void store_by_channels(const Taps<T>& dw, const Sizes& s, Index output, Index outputs, const Sum& sum) {
   Index from = 0;
   for (Index o = output; o < output + outputs; ++o) {
     for (Index i = 0; i < s.kernel_height; ++i) {
       for (Index j = 0; j < s.kernel_width; ++j, from += s.channels) {
         T* const to = dw.data + o * dw.out + i * dw.row + j * dw.column;
         for (Index c = 0; c < s.channels; ++c) {
-          to[c * dw.in] = narrowed<T>(sign * sum(from + c));
+          to[c * dw.in] = narrowed<T>(sum(from + c));
         }
       }
     }
@@ -238,20 +234,20 @@ void store(const Correlation<T>& problem, const Taps<T>& dw, const Sizes& s, con
   const auto block = [&](const auto& sum) {
     static_assert(correlation_outputs == 4);
     const Index together = shape.inputs_together;
-    shape.by_channels ? store_by_channels(problem, dw, s, output, outputs, sum)
-    : outputs == 4    ? store<4>(problem, dw, s, output, together, sum)
-    : outputs == 3    ? store<3>(problem, dw, s, output, together, sum)
-    : outputs == 2    ? store<2>(problem, dw, s, output, together, sum)
-                      : store<1>(problem, dw, s, output, together, sum);
+    shape.by_channels ? store_by_channels(dw, s, output, outputs, sum)
+    : outputs == 4    ? store<4>(dw, s, output, together, sum)
+    : outputs == 3    ? store<3>(dw, s, output, together, sum)
+    : outputs == 2    ? store<2>(dw, s, output, together, sum)
+                      : store<1>(dw, s, output, together, sum);
   };
+  const double sign = problem.negative ? -1 : 1;
   if (right == nullptr) {
-    block([&](Index k) { return left[k]; });
+    block([&](Index k) { return sign * left[k]; });
   } else {
-    block([&](Index k) { return left[k] + right[k]; });
+    block([&](Index k) { return sign * (left[k] + right[k]); });
   }
   for (Index o = output; o < output + outputs; ++o) {
-    clear_outside(problem, dw, s, o);
-    clear_triangle(problem, dw, o);
+    clear_unread(problem, dw, s.kernel_height, s.kernel_width, o);
   }
 }
 
@@ -274,9 +270,7 @@ void run(const Correlation<T>& problem, void* workspace, const Cpu& execution) {
   if (is_empty(s)) {
     for (const auto& group : problem.groups) {
       for (Index o = 0; o < s.channels; ++o) {
-        Sizes nothing = s;
-        nothing.kernel_height = 0;
-        clear_outside(problem, group.dw, nothing, o);
+        clear_unread(problem, group.dw, 0, 0, o);
       }
     }
     return;

@@ -71,7 +71,7 @@ class PartRun {
         problem_(problem),
         pieces_(plan, part, problem.sizes.groups),
         groups_(problem.sizes.groups),
-        slots_(plan.threads + 1),
+        threads_(plan.threads),
         weights_(first != nullptr ? first->weights_ : memory),
         workers_(memory + pieces_.weight * pieces_.weights),
         rings_(workers_ + pieces_.worker * pieces_.workers),
@@ -175,7 +175,7 @@ class PartRun {
   /// Calls `each` for one band of a chain, or for all of them one after the other.
   template <class Each>
   void for_bands(Index chain, Index band, int worker, Each&& each) const {
-    const Index slots = part_.shared ? slots_ : 2, first_slot = (part_.shared ? chain : worker) * slots;
+    const Index slots = part_.shared ? threads_ + 1 : 2, first_slot = (part_.shared ? chain : worker) * slots;
     // The edge after all the slots' is never written. What lies left of a row's first column is part of its edge.
     const auto edge = [&](Index index) {
       const Index slot = index < 0 ? static_cast<Index>(pieces_.edges) - 1 : first_slot + index % slots;
@@ -185,17 +185,17 @@ class PartRun {
       return part_.shared && index >= 0 ? at<Progress>(progresses_, pieces_.progress, first_slot + index % slots)
                                         : nullptr;
     };
-    const Index end = part_.shared ? band + 1 : part_.bands, threads = part_.shared ? slots_ - 1 : 1;
+    const Index end = part_.shared ? band + 1 : part_.bands, stride = part_.shared ? threads_ : 1;
     for (Index index = band; index < end; ++index) {
-      each(Band<A>{index, edge(index - 1), edge(index), part_.edge_pitch, progress(index - 1), progress(index),
-                   index + threads});
+      each(
+          Band<A>{index, edge(index - 1), edge(index), part_.edge_pitch, progress(index - 1), progress(index), stride});
     }
   }
 
   const Part part_;
   const Filter<T>& problem_;
   Pieces<A> pieces_;
-  Index groups_, slots_;
+  Index groups_, threads_;
   std::byte *weights_, *workers_, *rings_, *edges_, *progresses_;
   bool in_place_;
 };

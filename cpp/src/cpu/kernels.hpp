@@ -124,23 +124,19 @@ struct Band {
   std::int64_t pitch;
   const Progress* before;  // of the band above; null where it is finished
   Progress* done;          // null where nobody waits
-  std::int64_t next;       // the band that its thread has next, as far as can be told
+  std::int64_t stride;     // from one band of its thread to the next, as far as can be told
 };
 
 /// What the units of a correlation have in common; the numbers are of one group.
 struct CorrelationShape {
   std::int64_t inputs, outputs, kernel_height, kernel_width;
-  /// Whether each row is packed by itself, with room for its left neighbours, for rows that fill their vectors; or all
-  /// of them as one run.
-  bool by_rows;
+  /// Whether the input channels are in the lanes, and a unit is whole images; else pixels are, and each row is packed
+  /// by itself, with room for its left neighbours, if rows fill their vectors, or all of them as one run.
+  bool by_channels, by_rows;
   // Are packed at a time, and of these gone through at a time: the lines of the latter and of a block of outputs fit in
   // the first level of cache. The former is a multiple of the latter.
   std::int64_t inputs_at_once, inputs_together;
   std::int64_t g_line, x_line;  // elements of a packed channel, and between two of them
-  /// Whether the inputs are in the lanes, and a unit is whole images. Then only the numbers of the first line, and the
-  /// pixels of a unit, are used.
-  bool by_channels;
-  std::int64_t pixels;
 };
 
 /// One unit of a correlation: a rectangle of pixels of a few images.
@@ -150,17 +146,17 @@ struct CorrelationUnit {
   std::int64_t rows_after;   // of the unit right below this one, which is next; else 0
 };
 
-/// The most products that a correlation adds up one after the other in the arithmetic of T; such sums, of which the
-/// lanes of a vector are folded onto each other, are added up in double.
+/// The most products that a correlation adds up one after the other in the arithmetic of T; such sums, or
+/// those of a vector's lanes folded onto each other, are added up in double.
 inline constexpr std::int64_t correlation_chain = 256;
 
-/// The sums of so many outputs lie side by side; those of the last ones may be fewer.
+/// Outputs that are stored together; with pixels in the lanes their sums lie side by side. The last ones may be fewer.
 inline constexpr int correlation_outputs = 4;
 [[gnu::always_inline]] inline std::int64_t correlation_block(std::int64_t outputs, std::int64_t first) {
   return outputs - first < correlation_outputs ? outputs - first : correlation_outputs;
 }
 
-/// by_channels: the outputs of a slice are a multiple of these, but for the last one's.
+/// With channels in the lanes, the outputs of every slice but the last are a multiple of this.
 inline constexpr int correlation_channel_outputs = 16;
 
 template <class T>
@@ -197,12 +193,13 @@ struct Kernels {
   void (*conv_flat)(const FilterShape& shape, std::int64_t images, const Images<const T>& in, const Images<T>& out,
                     std::int64_t begin, std::int64_t end, const A* packed, void* scratch);
 
-  /// Adds the unit's products to sums[b][i][c][j][o], for the outputs o of the block b and the tap (i, j) of input c,
-  /// or rather, where not all inputs are gone through together, to one such array [i][c][j][o] after the other for
-  /// those that are. A lane adds up at most correlation_chain products, so a unit has at most that many vectors of
-  /// pixels. Unless rows are packed by themselves, `column` is the column, counted from the unit's first one, of each
-  /// element of a line of x. It and `scratch`, which holds correlation_scratch_size() elements, are aligned to 64
-  /// bytes. by_channels: to sums[o][i][j][c]; a lane then adds up the pixels of a unit.
+  /// With channels in the lanes, adds the unit's products to sums[o][i][j][c], and each lane adds up all pixels of the
+  /// unit, at most correlation_chain. Else adds them to sums[b][i][c][j][o], for the outputs o of the block b and the
+  /// tap (i, j) of input c, or rather, where not all inputs are gone through together, to one such array [i][c][j][o]
+  /// after the other for those that are. A lane adds up at most correlation_chain products, so a unit has at most that
+  /// many vectors of pixels. Unless rows are packed by themselves, `column` is the column, counted from the unit's
+  /// first one, of each element of a line of x. It and `scratch`, which holds correlation_scratch_size() elements, are
+  /// aligned to 64 bytes.
   void (*correlate)(const CorrelationShape& shape, const CorrelationUnit& unit, const Images<const T>& x,
                     const Images<const T>& g, const A* column, double* sums, A* scratch);
 };
@@ -223,21 +220,12 @@ struct Kernels {
 
 /// Lines of x for each input: where rows are not packed by themselves, one for each column that a tap reaches.
 [[gnu::always_inline]] inline std::int64_t correlation_copies(const CorrelationShape& s) {
-  return s.by_rows ? 1 : s.kernel_width;
+  return s.by_rows || s.by_channels ? 1 : s.kernel_width;
 }
 
-/// by_channels: the inputs that are packed at a time, in whole vectors.
-[[gnu::always_inline]] inline std::int64_t correlation_channels_together(const CorrelationShape& s,
-                                                                         std::int64_t lanes) {
-  const std::int64_t most = 3 * lanes;
-  return s.inputs < most ? whole_vectors(s.inputs, lanes) : most;
-}
-
-inline std::int64_t correlation_scratch_size(const CorrelationShape& s, std::int64_t lanes) {
-  if (s.by_channels) {
-    return s.pixels * (correlation_channels_together(s, lanes) + whole_vectors(s.outputs, correlation_channel_outputs));
-  }
-  return s.g_line * s.outputs + s.x_line * s.inputs_at_once * correlation_copies(s);
+inline std::int64_t correlation_scratch_size(const CorrelationShape& s) {
+  const std::int64_t outputs = s.by_channels ? whole_vectors(s.outputs, correlation_channel_outputs) : s.outputs;
+  return s.g_line * outputs + s.x_line * s.inputs_at_once * correlation_copies(s);
 }
 
 // Defined by kernels_<level>.cpp for each storage type.

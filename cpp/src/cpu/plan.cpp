@@ -28,7 +28,7 @@ FilterShape shape_of(const Sizes& s, bool solve, Index element) {
   shape.kernel_height = s.kernel_height;
   shape.kernel_width = s.kernel_width;
   shape.solve = solve;
-  // Measured where 32 MiB of cache are the last: together with its input, a larger output would not stay there.
+  // Measured where 32 MiB of cache are the last: together with its input, such an output would not stay there.
   shape.streamed = elements * element >= 12 << 20;
   return shape;
 }
@@ -198,11 +198,11 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
   const double told = 1000 / (channels * taps);
   double each = 0;
   const Index slant = rows_slant(part.shape);
-  // What a pixel of so many images, a cache line of them, costs beside if the images do not stay in the cache: their
+  // What a pixel of so many images, a cache line of them, costs besides if the images do not stay in the cache: their
   // rows lie far apart, and few of them come before they are needed. Measured with AVX-512.
   const auto scattered = [&](Index images) {
-    constexpr double line = 12;
-    return part.shape.streamed ? line / taps * static_cast<double>(images * machine.element) / 64 : 0;
+    constexpr double per_line = 12;
+    return part.shape.streamed ? per_line / taps * static_cast<double>(images * machine.element) / 64 : 0;
   };
   // Of bands that follow each other: the steps of one, and those by which it is behind the one above it.
   Index steps = 0, behind = 0;

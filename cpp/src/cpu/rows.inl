@@ -51,7 +51,7 @@ template <class A, int V>
 struct Ahead {
   const char* data;
   Index channel, row, line;  // bytes from one to the next one; a `line` of 0 asks for nothing
-  Index lines;               // so many of this row, and then others, `jump` bytes farther on
+  Index lines;               // of this row; those after them lie `jump` bytes farther on
   Index jump;
 
   [[gnu::always_inline]] void ask(Index step, Index c, Index n) const {
@@ -618,7 +618,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
   constexpr Index small_image = 256 * 1024 / static_cast<Index>(sizeof(T));
   const bool asks = channels * shape.height * width > small_image && total >= V * line_columns<T> &&
                     (in.column == 1 || in.column == -1);
-  if (!asks || band.index < band.next - band.index) {
+  if (!asks || band.index < band.stride) {
     for_live([&](Index c, Index row) {
       const Index turn = row / (rows / V);
       prefetch_columns(from(c, row), in.column, asks ? columns_ahead - slant * row + turn * V : width, width);
@@ -665,7 +665,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
     };
     for (Index t = start; t < start + n; t += V, skewed.data += V) {
       if (asks) {
-        look_ahead<T, V>(shape, in, first, band.next * rows, t, tiles.ahead);
+        look_ahead<T, V>(shape, in, first, first + band.stride * rows, t, tiles.ahead);
       }
       if ((t - start) % chunk == 0) {
         band_above.wait_for(t + 2 * chunk + kernel_height);
