@@ -236,7 +236,7 @@ double cost(const Machine& machine, const Sizes& s, const Part& part, int thread
       // Beside the arithmetic, what is moved from lane to lane, and the waiting for the last pixel, during which a
       // second vector can be worked on.
       steps = s.width + slant * (part.shape.band - 1);
-      behind = slant * part.shape.band + 2 * hand_over(s.width, part.lanes) + s.kernel_height;
+      behind = slant * part.shape.band + hand_over(s.width, part.lanes) + s.kernel_height;
       each = static_cast<double>(part.bands * steps * (part.shape.band / part.lanes)) *
              (1.05 * channels * step + (part.shape.band > part.lanes ? 2 : 3) * channels / taps);
       break;

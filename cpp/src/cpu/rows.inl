@@ -629,15 +629,6 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
       std::memset(line(c, row), 0, sizeof(A) * static_cast<std::size_t>(shape.pitch));
     }
   }
-  // What another core has written comes over slowly: it is asked for a chunk ahead. And what it has read is asked for
-  // before it is written.
-  const auto prefetch_edge = [&](const A* edge, Index begin, Index end, auto write) {
-    for (Index k = 0; k < (kernel_height - 1) * channels; ++k) {
-      for (Index t = begin < 0 ? 0 : begin; t < end && t < width; t += 64 / static_cast<Index>(sizeof(A))) {
-        __builtin_prefetch(edge + k * band.pitch + t, decltype(write)::value, 3);
-      }
-    }
-  };
   const Index chunk = hand_over(width, V);
   BandAbove<A> band_above(band, width);
   for (Index start = 0; start < total; start += shape.pitch) {
@@ -668,16 +659,7 @@ void solve_rows(const FilterShape& shape, const Images<const T>& in, const Image
         look_ahead<T, V>(shape, in, first, first + band.stride * rows, t, tiles.ahead);
       }
       if ((t - start) % chunk == 0) {
-        band_above.wait_for(t + 2 * chunk + kernel_height);
-        if (band.before != nullptr) {
-          prefetch_edge(band.above, t == 0 ? 0 : t + chunk, t + 2 * chunk + kernel_height, std::false_type{});
-        }
-        if (band.done != nullptr) {
-          prefetch_edge(band.below, t - slant * rows, t - slant * rows + chunk, std::true_type{});
-        }
-      }
-      if ((t - start) % chunk == chunk / 2 / V * V) {
-        band_above.prefetch();
+        band_above.wait_for(t + chunk + kernel_height);
       }
       function(tiles, skewed, window + t - start, t);
       const Index done = t + V - start;

@@ -19,13 +19,6 @@ class BandAbove {
  public:
   BandAbove(const Band<A>& band, Index width) : band_(band), width_(width) {}
 
-  /// Asks for the news that wait_for will read.
-  void prefetch() const {
-    if (band_.before != nullptr) {
-      __builtin_prefetch(&band_.before->columns, 0, 3);
-    }
-  }
-
   /// Returns once it has finished `columns` columns. What it has been seen to have finished is remembered: to look
   /// again is to fetch a cache line from another core.
   void wait_for(Index columns) {
