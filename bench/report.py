@@ -28,13 +28,16 @@ def provenance(run: dict[str, Any]) -> str:
     versions = ", ".join(
         f"{name} {run['versions'][name]}" for name in ("torch", "numpy", "scipy", "python")
     )
-    commit = (run["commit"] or "unknown")[:10] + (" with changes" if run["dirty"] else "")
     others = run.get("others") or 0
     busy = f"; other processes kept {others:.1f} cores busy" if others > 0.1 else ""
     return (
         f"{run['machine']}, {run['threads']} of {run['cores']} cores, {run['instruction_set']}; "
-        f"{versions}; commit {commit}, {run['date']}{busy}"
+        f"{versions}; commit {_commit(run)}, {run['date']}{busy}"
     )
+
+
+def _commit(run: dict[str, Any]) -> str:
+    return (run["commit"] or "unknown")[:10] + (" with changes" if run["dirty"] else "")
 
 
 def operation_rows(rows: Rows) -> Iterable[list[str]]:
@@ -362,8 +365,11 @@ def readme_section(results: dict[str, dict[str, Any]], drawn: dict[str, dict[str
         if "scaling" in figures:
             lines = scaling_summary(figures["scaling"]["rows"])
             sizes = [row["size"] for row in figures["scaling"]["rows"].values()]
-            parts += [f"One image, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)}:"]
-            parts += [bullets(lines)]
+            parts += [
+                f"One image, {min(sizes)}x{min(sizes)} to {max(sizes)}x{max(sizes)} "
+                f"(commit {_commit(figures['scaling']['run'])}):",
+                bullets(lines),
+            ]
         if "overhead" in figures:
             parts += [
                 "A call on a tiny problem, (1, 4, 8, 8):",
